@@ -1,0 +1,49 @@
+"""Samplers: each turns a denoiser and a time grid into samples.
+
+``names()``, ``build(name, **options)``, ``config(name)`` (its options and defaults); a sampler of one's own is a frozen
+dataclass under ``@samplers.register("name")``.
+"""
+
+from samplers.ancestral import Ancestral
+from samplers.base import SAMPLERS, GridSampler, LinearSampler, Sampler, SampleResult
+from samplers.ddim import DDIM
+from samplers.euler_maruyama import EulerMaruyama
+from samplers.heun import Heun
+from samplers.langevin import AnnealedLangevin
+from samplers.predictor_corrector import CORRECTORS, Corrector, LangevinCorrector, PredictorCorrector
+from samplers.probability_flow import ProbabilityFlow
+from samplers.reverse_diffusion import ReverseDiffusion
+from samplers.scipy_ode import SciPyODE
+from samplers.torchsde_solvers import TorchSDE
+
+register = SAMPLERS.register
+names = SAMPLERS.names
+build = SAMPLERS.build
+config = SAMPLERS.config
+register_corrector = CORRECTORS.register
+
+__all__ = [
+    "CORRECTORS",
+    "DDIM",
+    "SAMPLERS",
+    "Ancestral",
+    "AnnealedLangevin",
+    "Corrector",
+    "EulerMaruyama",
+    "GridSampler",
+    "Heun",
+    "LangevinCorrector",
+    "LinearSampler",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "ReverseDiffusion",
+    "SampleResult",
+    "Sampler",
+    "SciPyODE",
+    "TorchSDE",
+    "build",
+    "config",
+    "names",
+    "register",
+    "register_corrector",
+]

@@ -1,0 +1,306 @@
+"""What every sampler is: options, a start, a loop over a time grid, counted evaluations.
+
+    x_T ~ prior → step, step, … → x_{t_min} → (denoise) E[x₀ | x_{t_min}]
+
+A sampler is a frozen dataclass whose fields are its options. :class:`GridSampler` owns the only loop over a grid;
+:class:`LinearSampler` is a grid sampler whose step is one line, x_s = a x_t + b·view(x_t) + c z, with coefficients that
+follow from α and σ at t and s. Samplers that choose their own times derive from :class:`Sampler`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoisers import Prediction
+from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.ops import host_bool
+from sde_diffusion.registry import Registry
+from sde_diffusion.sdes import SDE
+from sde_diffusion.timesteps import GRIDS
+from sde_diffusion.types import Callback, DenoiserLike, NoiseFn
+
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Samples and what they cost.
+
+    Attributes:
+        x: samples, shape (B, *).
+        nfe: network evaluations of the batch, counted.
+        nfe_per_sample: evaluations that each sample needed, int64, (B,); it differs from ``nfe`` where samples choose
+            their own steps.
+        times: the times visited, float64, falling; 0 at the end stands for the denoising step.
+    """
+
+    x: Tensor
+    nfe: int
+    nfe_per_sample: Tensor
+    times: Tensor
+
+
+class CountedDenoiser:
+    """A denoiser with its conditioning filled in and its evaluations counted."""
+
+    def __init__(self, denoiser: DenoiserLike, conditioning: dict[str, Any]) -> None:
+        self._denoiser, self._conditioning = denoiser, conditioning
+        self.nfe = 0
+
+    @property
+    def sde(self) -> SDE:
+        return self._denoiser.sde
+
+    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
+        self.nfe += 1
+        return self._denoiser(x, t, **self._conditioning, **conditioning)
+
+    def round_t(self, t: Tensor) -> Tensor:
+        return self._denoiser.round_t(t)
+
+
+def _default_device(denoiser: DenoiserLike) -> torch.device:
+    net = getattr(denoiser, "net", None)
+    first = next(net.parameters(), None) if isinstance(net, torch.nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(ABC):
+    """Turns a denoiser into samples.
+
+    Args:
+        t_min: the time at which the scheme stops; 0 takes the SDE's own ``t_min``.
+        denoise: finish with the posterior mean E[x₀ | x], one more evaluation, as "last step without noise" of DDPM.
+
+    Class attributes, checked by tests over the registry:
+        order: weak order in the largest step of a uniform grid; None if the scheme chooses its own steps.
+        stochastic: whether it draws noise after the start.
+        nfe_per_step: network evaluations a step; None if it varies.
+        host_bound: whether it computes on the host by its nature, not on the denoiser's device.
+        reference: author, year, arXiv id, equation.
+    """
+
+    order: ClassVar[float | None]
+    stochastic: ClassVar[bool]
+    nfe_per_step: ClassVar[int | None]
+    host_bound: ClassVar[bool] = False
+    reference: ClassVar[str]
+
+    t_min: float = 0.0
+    denoise: bool = True
+
+    def __post_init__(self) -> None:
+        require_float("t_min", self.t_min, 0.0, 1.0)
+        require(isinstance(self.denoise, bool), "denoise", self.denoise, "True or False")
+
+    def stop_time(self, sde: SDE) -> float:
+        """Return the time at which the scheme stops on ``sde``."""
+        t_min = self.t_min or sde.t_min
+        require(t_min < sde.T, "t_min", t_min, f"a time below T={sde.T:g}")
+        return t_min
+
+    def draw(
+        self,
+        denoiser: DenoiserLike,
+        shape: Sequence[int],
+        seed: int = 0,
+        *,
+        first_index: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        callback: Callback | None = None,
+        **conditioning: Any,
+    ) -> SampleResult:
+        """Draw samples from noise; sample i depends on (seed, ``first_index`` + i) alone.
+
+        Args:
+            denoiser: a :class:`~sde_diffusion.Denoiser` or an analytic law's.
+            shape: (B, *), the number of samples and the shape of one.
+            seed: whole number ≥ 0.
+            first_index: number of the first sample; the second batch of 64 has 64.
+            device: where to sample; by default where the network's parameters are.
+            dtype: dtype of the state.
+            callback: ``callback(step, t, x)``, called before the first step and after each.
+            conditioning: passed on to the network.
+
+        Raises:
+            InputError: on a bad shape or seed, or if the state becomes non-finite (names the step and the time).
+        """
+        ok = len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)
+        require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
+        require_int("first_index", first_index, 0)
+        noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
+        where = _default_device(denoiser) if device is None else torch.device(device)
+        start = torch.empty(*shape, device=where, dtype=dtype)
+        zero = torch.zeros((), dtype=torch.float64)
+        with torch.no_grad():
+            x = noise(start, zero, zero) * denoiser.sde.prior_std
+            return self.sample(denoiser, x, noise, callback=callback, **conditioning)
+
+    def sample(
+        self,
+        denoiser: DenoiserLike,
+        x: Tensor,
+        noise: NoiseFn,
+        *,
+        callback: Callback | None = None,
+        **conditioning: Any,
+    ) -> SampleResult:
+        """Integrate from the state ``x`` (B, *) at time T with the given noise.
+
+        Args:
+            noise: ``noise(x, t, s)`` returns standard normal noise for the step from ``t`` to ``s``.
+        """
+        counted = CountedDenoiser(denoiser, conditioning)
+        return self._run(counted, x, noise, callback)
+
+    @abstractmethod
+    def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
+        """Integrate from T to the end."""
+
+
+def check_finite(x: Tensor, sampler: Sampler) -> None:
+    """Refuse a final state that is not finite, for samplers that keep no trace of their steps."""
+    if not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x.reshape(x.shape[0], -1)).all(dim=1)).sum())
+        raise InputError(
+            f"{bad} of {x.shape[0]} samples are not finite with {sampler}; loosen its tolerances or check the network"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSampler(Sampler):
+    """A sampler that steps along a fixed time grid.
+
+    Args:
+        num_steps: number of steps ≥ 1, the denoising step included.
+        grid: "uniform", "quadratic", "log_snr", "karras" or "indices" (:mod:`sde_diffusion.timesteps`).
+    """
+
+    num_steps: int = 50
+    grid: str = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_int("num_steps", self.num_steps, 1)
+        GRIDS[self.grid]
+
+    def times(self, denoiser: DenoiserLike) -> Tensor:
+        """Return the grid as float64 times on the CPU, from T to the stop time, without the denoising step's 0.
+
+        Times are rounded to those that the network was trained on; neighbours that become equal are merged.
+        """
+        sde = denoiser.sde
+        num_points = self.num_steps if self.denoise else self.num_steps + 1
+        rounded = denoiser.round_t(GRIDS[self.grid](sde, num_points, self.stop_time(sde)))
+        return torch.unique_consecutive(rounded) if num_points > 1 else rounded
+
+    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
+        """Return the state that ``step`` carries along; None by default."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
+    ) -> tuple[Tensor, Any]:
+        """Take ``x`` from time ``t`` to ``s`` < ``t``; returns the new state and what to carry along."""
+
+    def sample(
+        self,
+        denoiser: DenoiserLike,
+        x: Tensor,
+        noise: NoiseFn,
+        *,
+        times: Tensor | None = None,
+        callback: Callback | None = None,
+        **conditioning: Any,
+    ) -> SampleResult:
+        """Integrate from the state ``x`` (B, *) with the given noise.
+
+        Args:
+            noise: ``noise(x, t, s)`` returns standard normal noise for the step from ``t`` to ``s``.
+            times: falling float64 CPU times in (0, T] instead of the sampler's own grid; ``x`` is at the first.
+        """
+        counted = CountedDenoiser(denoiser, conditioning)
+        return self._run(counted, x, noise, callback, times)
+
+    def _run(
+        self,
+        denoiser: CountedDenoiser,
+        x: Tensor,
+        noise: NoiseFn,
+        callback: Callback | None,
+        times: Tensor | None = None,
+    ) -> SampleResult:
+        grid = self.times(denoiser) if times is None else times
+        points = grid.unbind()
+        state = self.init(denoiser, x, grid)
+        if callback is not None:
+            callback(0, points[0], x)
+        sums: list[Tensor] = []  # one number a step, looked at once at the end: a non-finite one names its step
+        for i, (t, s) in enumerate(pairwise(points), start=1):
+            x, state = self.step(denoiser, x, t, s, state, noise)
+            sums.append(x.sum())
+            if callback is not None:
+                callback(i, s, x)
+        if self.denoise:
+            x = denoiser(x, points[-1]).x0
+            sums.append(x.sum())
+            grid = torch.cat([grid, grid.new_zeros(1)])
+            if callback is not None:
+                callback(len(sums), grid[-1], x)
+        self._check_finite(sums, grid)
+        return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), grid)
+
+    def _check_finite(self, sums: list[Tensor], grid: Tensor) -> None:
+        bad = ~torch.isfinite(torch.stack(sums)) if sums else torch.zeros(1, dtype=torch.bool)
+        if host_bool(bad.any()):
+            step = int(bad.int().argmax())
+            raise InputError(
+                f"the state is not finite after step {step + 1} of {len(sums)}, from t={float(grid[step]):.6g} to "
+                f"t={float(grid[step + 1]):.6g}, with {self}; take more steps or check the network"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSampler(GridSampler):
+    """A grid sampler whose step is x_s = a x_t + b·view(x_t) + c z.
+
+    The coefficients are computed for the whole grid at once; a step is then one network evaluation and five
+    multiply-adds.
+    """
+
+    nfe_per_step: ClassVar[int | None] = 1
+    view: ClassVar[str]
+
+    @abstractmethod
+    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a, b and c of the steps from times ``t`` to ``s``, shapes of ``t``."""
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether a step needs noise with these options."""
+        return self.stochastic
+
+    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
+        a, b, c = self.coefficients(denoiser.sde, grid[:-1], grid[1:])
+        return 0, list(zip(a.unbind(), b.unbind(), c.unbind(), strict=True))
+
+    def step(
+        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
+    ) -> tuple[Tensor, Any]:
+        i, table = state
+        a, b, c = table[i]
+        new = (x * a).add_(getattr(denoiser(x, t), self.view) * b)
+        if self.draws_noise:
+            new = new.add_(noise(x, t, s).mul_(c))
+        return new, (i + 1, table)

@@ -1,0 +1,81 @@
+"""The probability-flow ODE by SciPy's solvers: the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite
+from sde_diffusion.errors import InputError, require, require_float
+from sde_diffusion.reverse import probability_flow_drift
+from sde_diffusion.types import Callback, NoiseFn
+
+SCIPY_METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
+
+
+@SAMPLERS.register("scipy")
+@dataclass(frozen=True, kw_only=True)
+class SciPyODE(Sampler):
+    """``scipy.integrate.solve_ivp`` in float64 on the host, the whole batch as one system.
+
+    It is the textbook method and the reference for the others. Because the batch is one system, a sample depends on its
+    neighbours to the order of the tolerance; "probability_flow" has no such dependence.
+
+    Args:
+        method: any of ``solve_ivp``'s: "RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA" (the implicit ones build a
+            Jacobian by differences: for small problems).
+        rtol, atol: tolerances, passed on.
+
+    References:
+        Song et al. 2021, arXiv:2011.13456, Appendix D.4; P. Virtanen et al., "SciPy 1.0", 2020.
+    """
+
+    order: ClassVar[float | None] = None
+    stochastic: ClassVar[bool] = False
+    nfe_per_step: ClassVar[int | None] = None
+    host_bound: ClassVar[bool] = True
+    reference: ClassVar[str] = "Song et al. 2021, arXiv:2011.13456, App. D.4"
+
+    method: str = "RK45"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.method in SCIPY_METHODS, "method", self.method, f"one of {', '.join(SCIPY_METHODS)}")
+        require_float("rtol", self.rtol, 0.0, open_low=True)
+        require_float("atol", self.atol, 0.0, open_low=True)
+
+    def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
+        from scipy.integrate import solve_ivp
+
+        start, stop = denoiser.sde.T, self.stop_time(denoiser.sde)
+        times = torch.tensor([start, stop, 0.0][: 3 if self.denoise else 2], dtype=torch.float64)
+        calls = 0
+
+        def state(y: Any) -> Tensor:
+            return torch.as_tensor(y, dtype=x.dtype).to(x.device).reshape(x.shape)
+
+        def drift(t: float, y: Any) -> Any:
+            nonlocal calls
+            now, here = torch.tensor(t, dtype=torch.float64), state(y)
+            if callback is not None:
+                callback(calls, now, here)
+            calls += 1
+            return probability_flow_drift(denoiser, here, now).double().cpu().numpy().reshape(-1)
+
+        y0 = x.double().cpu().numpy().reshape(-1)
+        solution = solve_ivp(drift, (start, stop), y0, method=self.method, rtol=self.rtol, atol=self.atol)
+        if not solution.success or not np.isfinite(solution.y[:, -1]).all():
+            raise InputError(
+                f"method={self.method!r}: SciPy's solver gave up at t={solution.t[-1]:.6g}: {solution.message}"
+            )
+        x = state(solution.y[:, -1])
+        if self.denoise:
+            x = denoiser(x, times[1]).x0
+        check_finite(x, self)
+        return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), times)

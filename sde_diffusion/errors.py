@@ -1,0 +1,45 @@
+"""The one exception for input that cannot be used.
+
+Everything a person can get wrong ends here; the command line prints it as one line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+class InputError(ValueError):
+    """An argument, flag or file that cannot be used; the message says what, why and what to do instead."""
+
+
+def require(ok: bool, name: str, value: object, expected: str, remedy: str = "") -> None:
+    """Raise :class:`InputError` unless ``ok``, naming the argument, its value, the expectation and the remedy."""
+    if not ok:
+        raise InputError(f"{name}={value!r}: expected {expected}" + (f"; {remedy}" if remedy else ""))
+
+
+def require_int(name: str, value: object, low: int, remedy: str = "") -> None:
+    """Require a whole number of at least ``low`` (a bool is not one)."""
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    require(ok, name, value, f"a whole number of at least {low}", remedy)
+
+
+def require_float(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    remedy: str = "",
+) -> None:
+    """Require a finite number in ``[low, high]`` (in ``(low, high]`` with ``open_low``)."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = ok and low <= value <= high and not (open_low and value == low)  # type: ignore[operator]
+    if math.isfinite(low) and math.isfinite(high):
+        span = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    elif math.isfinite(low):
+        span = f"a number {'above' if open_low else 'of at least'} {low:g}"
+    else:
+        span = "a finite number"
+    require(ok, name, value, span, remedy)

@@ -1,0 +1,219 @@
+"""Denoising score matching: times, weightings and the loss of each example.
+
+Vincent's identity makes learning possible: with x_t = α x₀ + σ ε,
+
+    E‖s(x_t) − ∇log p_t(x_t)‖²  and  E‖s(x_t) + ε/σ‖²
+
+differ by a constant only, so a network fitted to the noise is fitted to the score of a density nobody knows. DDPM's
+L_simple is this loss with weight σ² (a mean squared error in ε); every weighting here is written as the factor w(t) of
+
+    loss = w(t) · mean over components of (ε̂ − ε)²
+
+and applied in the network's own prediction, where the error is that of ε times a known factor. The four predictions
+have therefore the same weighted loss.
+
+References:
+    P. Vincent, 2011, Neural Computation 23(7), Eq. 9 and Appendix. Ho et al. 2020, arXiv:2006.11239, Eqs. 12 and 14.
+    Song et al. 2021, arXiv:2011.13456, Eq. 7. Y. Song, C. Durkan, I. Murray, S. Ermon, 2021, arXiv:2101.09258, Eqs. 7
+    and 11 (likelihood weighting). T. Hang et al., 2023, arXiv:2303.09556, Section 3.3 (Min-SNR). Karras et al. 2022,
+    arXiv:2206.00364, Table 1 and Eq. 8. D. Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630,
+    Section 5.1 (the loss depends on the signal-to-noise ratio alone).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.errors import require_float, require_int
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.ops import expand, mean_per_example
+from sde_diffusion.registry import Registry
+from sde_diffusion.sdes import SDE
+
+WEIGHTINGS: Registry[Weighting] = Registry("weighting")
+TIMES: Registry[TimeDistribution] = Registry("time distribution")
+
+
+class Weighting(ABC):
+    """The factor w(t) of the mean squared error in ε."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """Return w at times ``t``, in their shape."""
+
+
+@WEIGHTINGS.register("simple")
+@dataclass(frozen=True)
+class Simple(Weighting):
+    """w = 1: DDPM's L_simple (Ho et al. 2020, Eq. 14)."""
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@WEIGHTINGS.register("likelihood")
+@dataclass(frozen=True)
+class Likelihood(Weighting):
+    """w = g²/σ²: weight g² on the score's error, which bounds the likelihood (Song et al. 2021b, Eq. 7)."""
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return (sde.coefficients(t)[1] / sde.sigma(t)) ** 2
+
+
+@WEIGHTINGS.register("min_snr")
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """w = min(SNR, γ)/SNR: weight min(SNR, γ) on the error of x₀ (Hang et al. 2023).
+
+    Args:
+        gamma: γ > 0.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        require_float("gamma", self.gamma, 0.0, open_low=True)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return (self.gamma * torch.exp(-sde.log_snr(t))).clamp_max(1.0)
+
+
+@WEIGHTINGS.register("edm")
+@dataclass(frozen=True)
+class EDM(Weighting):
+    """w = (ρ² + σ_d²)/σ_d² with ρ = σ/α: weight (ρ² + σ_d²)/(ρ σ_d)² on the error of x₀ (Karras et al. 2022).
+
+    Args:
+        sigma_data: σ_d > 0, standard deviation of the data.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_float("sigma_data", self.sigma_data, 0.0, open_low=True)
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1.0 + torch.exp(-sde.log_snr(t)) / self.sigma_data**2
+
+
+@dataclass(frozen=True)
+class TimeDistribution(ABC):
+    """Where training times fall on [t_min, T], and the factor that makes their mean that of uniform times.
+
+    Args:
+        t_min: the smallest time > 0.
+    """
+
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require_float("t_min", self.t_min, 0.0, 1.0, open_low=True)
+
+    @abstractmethod
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return times and importance factors, both (B,) float64, for uniform numbers ``u`` (B,) in (0, 1)."""
+
+
+@TIMES.register("uniform")
+@dataclass(frozen=True)
+class Uniform(TimeDistribution):
+    """t ~ U(t_min, T) (Song et al. 2021, Appendix C)."""
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self.t_min + u * (sde.T - self.t_min), torch.ones_like(u)
+
+
+@TIMES.register("stratified")
+@dataclass(frozen=True)
+class Stratified(Uniform):
+    """Uniform, but one time in each of B equal cells: less variance (Kingma et al. 2021, Appendix I.1)."""
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        return super().__call__(sde, (torch.arange(len(u), device=u.device) + u) / len(u))
+
+
+@TIMES.register("discrete")
+@dataclass(frozen=True)
+class Discrete(TimeDistribution):
+    """t = i/N with i uniform on 1 … N: the indices of DDPM (Ho et al. 2020, Algorithm 1).
+
+    Args:
+        num_train_steps: N.
+    """
+
+    num_train_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_int("num_train_steps", self.num_train_steps, 1)
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        return (u * self.num_train_steps).floor().add(1.0) / self.num_train_steps * sde.T, torch.ones_like(u)
+
+
+@TIMES.register("importance")
+@dataclass(frozen=True)
+class Importance(TimeDistribution):
+    """Density proportional to the likelihood weighting g²/σ², stratified.
+
+    For every linear SDE d log SNR/dt = −g²/σ², so these are times uniform in the log signal-to-noise ratio, and with
+    the likelihood weighting each contributes the same factor (Song et al. 2021b, Section 4.1; Kingma et al. 2021).
+    """
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = (torch.arange(len(u), device=u.device) + u) / len(u)
+        ends = torch.tensor([self.t_min, sde.T], dtype=torch.float64, device=u.device)
+        high, low = sde.log_snr(ends).unbind()
+        t = sde.time_of_log_snr(high + u * (low - high), self.t_min)
+        density = (sde.coefficients(t)[1] / sde.sigma(t)) ** 2 / (high - low)
+        return t, 1.0 / (density * (sde.T - self.t_min))
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    """The training loss of each example.
+
+    Args:
+        times: where the times fall.
+        weighting: w(t).
+    """
+
+    times: TimeDistribution
+    weighting: Weighting
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, noise: NoiseStream, **conditioning: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a time and a noise for each example.
+
+        Args:
+            x0: data, shape (B, *).
+            noise: one stream an example.
+
+        Returns:
+            The loss of each example, (B,), whose mean estimates the weighted loss over uniform times, and the times.
+        """
+        u = noise.uniform(1, x0.device)[:, 0]
+        t, factor = self.times(denoiser.sde, u)
+        return factor.to(x0) * self.at(denoiser, x0, t, noise(x0), **conditioning), t
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **conditioning: Any) -> Tensor:
+        """Return w(t) mean (ε̂ − ε)² of each example, (B,), at given times (B,) and noise (B, *)."""
+        sde = denoiser.sde
+        alpha, sigma = expand(sde.alpha(t), x0), expand(sde.sigma(t), x0)
+        raw = denoiser(alpha * x0 + sigma * eps, t, **conditioning).raw
+        if denoiser.prediction == "x0":  # (ε̂ − ε) = −(α/σ)(x̂₀ − x₀)
+            target, factor = x0, alpha / sigma
+        elif denoiser.prediction == "v":  # (ε̂ − ε) = α/(α² + σ²) (v̂ − v)
+            target, factor = alpha * eps - sigma * x0, alpha / (alpha**2 + sigma**2)
+        elif denoiser.prediction == "score":  # (ε̂ − ε) = −σ (ŝ + ε/σ)
+            target, factor = -eps / sigma, sigma
+        else:
+            target, factor = eps, torch.ones_like(sigma)
+        return self.weighting(sde, t).to(x0) * mean_per_example((factor * (raw - target)).square())

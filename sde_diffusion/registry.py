@@ -1,0 +1,88 @@
+"""A validated table of named parts: one registration adds a part, its options and its flags."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from sde_diffusion.errors import InputError
+
+T = TypeVar("T")
+
+
+def hint(name: str, known: list[str]) -> str:
+    """Return «; did you mean 'x'?» for a near miss among ``known``, else a bare semicolon."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ";"
+
+
+class Registry(Generic[T]):
+    """Named classes or functions of one kind.
+
+    The options of an entry are the arguments it takes: the fields of a dataclass, the parameters of a function.
+    :meth:`config` lists them with their defaults and :meth:`build` checks them.
+
+    Args:
+        kind: the word for one entry, used in error messages, for example ``"sampler"``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Return a decorator that enters a class or function under ``name``.
+
+        Raises:
+            InputError: if the name is taken.
+        """
+
+        def enter(entry: Any) -> Any:
+            if name in self._entries:
+                raise InputError(f"{self.kind} {name!r} is registered already, by {self._entries[name]!r}")
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def names(self) -> list[str]:
+        """Return all names in alphabetical order."""
+        return sorted(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        """Return the entry itself.
+
+        Raises:
+            InputError: if there is none of that name; names the nearest one.
+        """
+        if name not in self._entries:
+            raise InputError(
+                f"{self.kind}={name!r}: unknown{hint(str(name), self.names())} known: {', '.join(self.names())}"
+            )
+        return self._entries[name]
+
+    def config(self, name: str) -> dict[str, Any]:
+        """Return the options of an entry that have a default, and the defaults."""
+        parameters = inspect.signature(self[name]).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+    def build(self, name: str, **options: Any) -> T:
+        """Make an entry with the given options.
+
+        Raises:
+            InputError: on an unknown name, an unknown option, or an option value that the entry refuses.
+        """
+        entry = self[name]
+        known = list(inspect.signature(entry).parameters)
+        for option, value in options.items():
+            if option not in known:
+                raise InputError(
+                    f"{option}={value!r}: {self.kind} {name!r} has no such option{hint(option, known)}"
+                    f" its options: {', '.join(known) or 'none'}"
+                )
+        return entry(**options)

@@ -1,0 +1,72 @@
+"""Time grids: which times a sampler visits.
+
+A grid is a function ``(sde, num_points, t_min) → times``: ``num_points`` float64 times on the CPU that fall from T to
+``t_min`` (a single point is T). Zero-dimensional CPU times multiply tensors of any device without a sync.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import InputError
+from sde_diffusion.registry import Registry
+from sde_diffusion.sdes import SDE
+
+GRIDS: Registry[Tensor] = Registry("grid")
+
+TRAINING_INDICES = 1000
+"""Number of training times of "indices" on an SDE that is not itself a chain: DDPM's (Ho et al. 2020, Section 4)."""
+
+
+def _ramp(num_points: int) -> Tensor:
+    return torch.linspace(0.0, 1.0, num_points, dtype=torch.float64)
+
+
+def _ends(sde: SDE, t_min: float) -> Tensor:
+    return torch.tensor([sde.T, t_min], dtype=torch.float64)
+
+
+@GRIDS.register("uniform")
+def uniform(sde: SDE, num_points: int, t_min: float) -> Tensor:
+    """Equal steps in t (Song et al. 2021, arXiv:2011.13456, Appendix D)."""
+    return sde.T + (t_min - sde.T) * _ramp(num_points)
+
+
+@GRIDS.register("quadratic")
+def quadratic(sde: SDE, num_points: int, t_min: float) -> Tensor:
+    """Equal steps in √t (Song, Meng, Ermon 2021, arXiv:2010.02502, Appendix D.2)."""
+    root = math.sqrt(sde.T)
+    return (root + (math.sqrt(t_min) - root) * _ramp(num_points)) ** 2
+
+
+@GRIDS.register("log_snr")
+def log_snr(sde: SDE, num_points: int, t_min: float) -> Tensor:
+    """Equal steps in log(α²/σ²) (Lu et al. 2022, arXiv:2206.00927, Section 3.3)."""
+    first, last = sde.log_snr(_ends(sde, t_min))
+    return sde.time_of_log_snr(first + (last - first) * _ramp(num_points), t_min)
+
+
+@GRIDS.register("karras")
+def karras(sde: SDE, num_points: int, t_min: float) -> Tensor:
+    """Equal steps in (σ/α)^{1/ρ} with ρ = 7 (Karras et al. 2022, arXiv:2206.00364, Eq. 5)."""
+    first, last = torch.exp(sde.log_snr(_ends(sde, t_min)) / -14.0)
+    root = first + (last - first) * _ramp(num_points)
+    return sde.time_of_log_snr(-14.0 * root.log(), t_min)
+
+
+@GRIDS.register("indices")
+def indices(sde: SDE, num_points: int, t_min: float) -> Tensor:
+    """Times i/N of a discrete chain, evenly spaced from i = N to the first one at or above ``t_min``.
+
+    Raises:
+        InputError: if more points are asked for than there are indices.
+    """
+    n: int = getattr(sde, "num_train_steps", TRAINING_INDICES)
+    first = max(1, math.ceil(t_min * n - 1e-6))
+    if num_points > n - first + 1:
+        have = n - first + 1
+        raise InputError(f"num_steps: the grid 'indices' has {have} times, not {num_points}; take fewer steps")
+    return (n + (first - n) * _ramp(num_points)).round() / n

@@ -1,0 +1,31 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="sde-diffusion",
+    version="0.1.0",
+    description="Score-based diffusion models as stochastic differential equations, with every sampler proved",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sde_diffusion", "sde_diffusion.*", "samplers"]),
+    package_data={"sde_diffusion": ["py.typed"], "samplers": ["py.typed"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "matplotlib>=3.8",
+        "ml-collections>=1.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "tensorboard>=2.16",
+        "torch>=2.4",
+        "torch-fidelity>=0.3",
+        "torchsde>=0.2.6",
+        "torchvision>=0.19",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["diffusers>=0.30", "mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-tqdm"]},
+    entry_points={"console_scripts": ["sde-diffusion = sde_diffusion.commands.main:main"]},
+)
