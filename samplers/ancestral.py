@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,10 +28,10 @@ class Ancestral(LinearSampler):
         arXiv:2102.09672, Eq. 15.
     """
 
-    order: ClassVar[float | None] = 1
-    stochastic: ClassVar[bool] = True
-    reference: ClassVar[str] = "Ho et al. 2020, arXiv:2006.11239, Eq. 7"
-    view: ClassVar[str] = "x0"
+    order = 1
+    stochastic = True
+    reference = "Ho et al. 2020, arXiv:2006.11239, Eq. 7"
+    view = "x0"
 
     variance: str | float = "posterior"
 

@@ -81,17 +81,11 @@ class Sampler(ABC):
         t_min: the time at which the scheme stops; 0 takes the SDE's own ``t_min``.
         denoise: finish with the posterior mean E[x₀ | x], one more evaluation, as "last step without noise" of DDPM.
 
-    Class attributes, checked by tests over the registry:
-        order: weak order in the largest step of a uniform grid; None if the scheme chooses its own steps.
-        stochastic: whether it draws noise after the start.
-        nfe_per_step: network evaluations a step; None if it varies.
+    What a sampler declares about itself is checked by measurement, over the registry:
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
         reference: author, year, arXiv id, equation.
     """
 
-    order: ClassVar[float | None]
-    stochastic: ClassVar[bool]
-    nfe_per_step: ClassVar[int | None]
     host_bound: ClassVar[bool] = False
     reference: ClassVar[str]
 
@@ -101,6 +95,25 @@ class Sampler(ABC):
     def __post_init__(self) -> None:
         require_float("t_min", self.t_min, 0.0, 1.0)
         require(isinstance(self.denoise, bool), "denoise", self.denoise, "True or False")
+
+    @property
+    @abstractmethod
+    def order(self) -> float | None:
+        """Weak order in the largest step; None for a scheme that chooses its own steps."""
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether noise is drawn after the start."""
+
+    @property
+    @abstractmethod
+    def nfe_per_step(self) -> int | None:
+        """Network evaluations a step; None for a scheme that chooses its own steps."""
+
+    def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
+        """Variance that infinitely many steps reach at time ``t`` where the exact law is Gaussian with ``variance``."""
+        return variance
 
     def stop_time(self, sde: SDE) -> float:
         """Return the time at which the scheme stops on ``sde``."""
@@ -279,17 +292,12 @@ class LinearSampler(GridSampler):
     multiply-adds.
     """
 
-    nfe_per_step: ClassVar[int | None] = 1
+    nfe_per_step = 1
     view: ClassVar[str]
 
     @abstractmethod
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return a, b and c of the steps from times ``t`` to ``s``, shapes of ``t``."""
-
-    @property
-    def draws_noise(self) -> bool:
-        """Whether a step needs noise with these options."""
-        return self.stochastic
 
     def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
         a, b, c = self.coefficients(denoiser.sde, grid[:-1], grid[1:])
@@ -301,6 +309,6 @@ class LinearSampler(GridSampler):
         i, table = state
         a, b, c = table[i]
         new = (x * a).add_(getattr(denoiser(x, t), self.view) * b)
-        if self.draws_noise:
+        if self.stochastic:
             new = new.add_(noise(x, t, s).mul_(c))
         return new, (i + 1, table)

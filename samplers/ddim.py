@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,10 +25,9 @@ class DDIM(LinearSampler):
         J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv:2010.02502, Eqs. 12, 14 and 16.
     """
 
-    order: ClassVar[float | None] = 1
-    stochastic: ClassVar[bool] = False
-    reference: ClassVar[str] = "Song, Meng & Ermon 2021, arXiv:2010.02502, Eq. 12"
-    view: ClassVar[str] = "x0"
+    order = 1
+    reference = "Song, Meng & Ermon 2021, arXiv:2010.02502, Eq. 12"
+    view = "x0"
 
     eta: float = 0.0
 
@@ -38,7 +36,7 @@ class DDIM(LinearSampler):
         require_float("eta", self.eta, 0.0, 1.0)
 
     @property
-    def draws_noise(self) -> bool:
+    def stochastic(self) -> bool:
         return self.eta > 0.0
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

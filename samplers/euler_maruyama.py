@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,10 +19,10 @@ class EulerMaruyama(LinearSampler):
         Song et al. 2021, arXiv:2011.13456, Eq. 6; P. Kloeden, E. Platen, 1992, Section 10.2.
     """
 
-    order: ClassVar[float | None] = 1
-    stochastic: ClassVar[bool] = True
-    reference: ClassVar[str] = "Song et al. 2021, arXiv:2011.13456, Eq. 6"
-    view: ClassVar[str] = "score"
+    order = 1
+    stochastic = True
+    reference = "Song et al. 2021, arXiv:2011.13456, Eq. 6"
+    view = "score"
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f, g = sde.coefficients(t)

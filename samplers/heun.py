@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -23,10 +23,10 @@ class Heun(GridSampler):
         Karras et al. 2022, arXiv:2206.00364, Algorithm 1 (18 steps with ``denoise`` are its 35 evaluations).
     """
 
-    order: ClassVar[float | None] = 2
-    stochastic: ClassVar[bool] = False
-    nfe_per_step: ClassVar[int | None] = 2
-    reference: ClassVar[str] = "Karras et al. 2022, arXiv:2206.00364, Alg. 1"
+    order = 2
+    stochastic = False
+    nfe_per_step = 2
+    reference = "Karras et al. 2022, arXiv:2206.00364, Alg. 1"
 
     grid: str = "karras"
 

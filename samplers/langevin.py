@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from samplers.base import SAMPLERS, GridSampler
 from samplers.predictor_corrector import PredictorCorrector
+from sde_diffusion.sdes import SDE
 from sde_diffusion.types import DenoiserLike, NoiseFn
 
 
@@ -19,21 +20,21 @@ class AnnealedLangevin(GridSampler):
 
     Args:
         corrector_steps: Langevin steps at each noise level ≥ 1.
-        snr, step_rule: as for the Langevin corrector of "pc".
+        snr, step_rule: as for the Langevin corrector of "pc". With no predictor the steps also carry the state from
+            one noise level to the next, hence the larger default.
 
     References:
         Y. Song, S. Ermon, 2019, arXiv:1907.05600, Algorithm 1; as a corrector-only sampler, Song et al. 2021,
         arXiv:2011.13456, Section 4.2.
     """
 
-    order: ClassVar[float | None] = 1
-    stochastic: ClassVar[bool] = True
-    nfe_per_step: ClassVar[int | None] = 1
-    reference: ClassVar[str] = "Song & Ermon 2019, arXiv:1907.05600, Alg. 1"
+    order = 1
+    stochastic = True
+    reference = "Song & Ermon 2019, arXiv:1907.05600, Alg. 1"
 
     grid: str = "log_snr"
     corrector_steps: int = 1
-    snr: float = 0.16
+    snr: float = 0.5
     step_rule: str = "sigma"
 
     def __post_init__(self) -> None:
@@ -44,6 +45,13 @@ class AnnealedLangevin(GridSampler):
         return PredictorCorrector(
             predictor="identity", corrector_steps=self.corrector_steps, snr=self.snr, step_rule=self.step_rule
         )
+
+    @property
+    def nfe_per_step(self) -> int | None:
+        return self.corrector_steps
+
+    def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
+        return self._dynamics().limit_variance(sde, t, variance)
 
     def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
         dynamics = self._dynamics()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from samplers.base import SAMPLERS, GridSampler
 from sde_diffusion import ops
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.registry import Registry
+from sde_diffusion.sdes import SDE
 from sde_diffusion.types import DenoiserLike, NoiseFn
 
 CORRECTORS: Registry[Corrector] = Registry("corrector")
@@ -64,10 +66,10 @@ class LangevinCorrector(Corrector):
 class IdentityPredictor(GridSampler):
     """Changes the time and leaves the state: with a Langevin corrector, annealed Langevin dynamics."""
 
-    order: ClassVar[float | None] = None
-    stochastic: ClassVar[bool] = False
-    nfe_per_step: ClassVar[int | None] = 0
-    reference: ClassVar[str] = "Song & Ermon 2019, arXiv:1907.05600"
+    order = None
+    stochastic = False
+    nfe_per_step = 0
+    reference = "Song & Ermon 2019, arXiv:1907.05600"
 
     def step(
         self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
@@ -90,10 +92,7 @@ class PredictorCorrector(GridSampler):
         Song et al. 2021, arXiv:2011.13456, Algorithm 1 and Appendix G.
     """
 
-    order: ClassVar[float | None] = 1
-    stochastic: ClassVar[bool] = True
-    nfe_per_step: ClassVar[int | None] = 2
-    reference: ClassVar[str] = "Song et al. 2021, arXiv:2011.13456, Alg. 1"
+    reference = "Song et al. 2021, arXiv:2011.13456, Alg. 1"
 
     predictor: str = "reverse_diffusion"
     corrector: str = "langevin"
@@ -118,6 +117,26 @@ class PredictorCorrector(GridSampler):
         options = {"snr": self.snr, "step_rule": self.step_rule}
         known = CORRECTORS.config(self.corrector)
         return predictor, CORRECTORS.build(self.corrector, **{k: v for k, v in options.items() if k in known})
+
+    @property
+    def order(self) -> float | None:
+        return self._parts()[0].order if self.corrector == "none" else 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.corrector != "none" or self._parts()[0].stochastic
+
+    @property
+    def nfe_per_step(self) -> int | None:
+        predicted = self._parts()[0].nfe_per_step or 0
+        return predicted if self.corrector == "none" else predicted + self.corrector_steps
+
+    def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
+        """Correctors dominate many small steps: the stationary variance of unadjusted Langevin, V/(1 − ε/(2V))."""
+        if self.corrector != "langevin":
+            return variance
+        size = 2.0 * (self.snr * float(sde.sigma(torch.tensor(t, dtype=torch.float64)))) ** 2
+        return variance / (1.0 - size / (2.0 * variance))
 
     def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
         predictor, corrector = self._parts()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,10 +28,10 @@ class ProbabilityFlow(Sampler):
         Song et al. 2021, arXiv:2011.13456, Eq. 13 and Appendix D.4 (there RK45 with 1e-5 on the whole batch).
     """
 
-    order: ClassVar[float | None] = None
-    stochastic: ClassVar[bool] = False
-    nfe_per_step: ClassVar[int | None] = None
-    reference: ClassVar[str] = "Song et al. 2021, arXiv:2011.13456, Eq. 13"
+    order = None
+    stochastic = False
+    nfe_per_step = None
+    reference = "Song et al. 2021, arXiv:2011.13456, Eq. 13"
 
     rtol: float = 1e-3
     atol: float = 1e-3

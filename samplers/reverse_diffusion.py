@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,10 +22,10 @@ class ReverseDiffusion(LinearSampler):
         Song et al. 2021, arXiv:2011.13456, Eq. 46 and Appendix E.
     """
 
-    order: ClassVar[float | None] = 1
-    stochastic: ClassVar[bool] = True
-    reference: ClassVar[str] = "Song et al. 2021, arXiv:2011.13456, Eq. 46"
-    view: ClassVar[str] = "score"
+    order = 1
+    stochastic = True
+    reference = "Song et al. 2021, arXiv:2011.13456, Eq. 46"
+    view = "score"
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         alpha_ts, variance = sde.transition(t, s)

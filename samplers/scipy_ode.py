@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +34,11 @@ class SciPyODE(Sampler):
         Song et al. 2021, arXiv:2011.13456, Appendix D.4; P. Virtanen et al., "SciPy 1.0", 2020.
     """
 
-    order: ClassVar[float | None] = None
-    stochastic: ClassVar[bool] = False
-    nfe_per_step: ClassVar[int | None] = None
-    host_bound: ClassVar[bool] = True
-    reference: ClassVar[str] = "Song et al. 2021, arXiv:2011.13456, App. D.4"
+    order = None
+    stochastic = False
+    nfe_per_step = None
+    host_bound = True
+    reference = "Song et al. 2021, arXiv:2011.13456, App. D.4"
 
     method: str = "RK45"
     rtol: float = 1e-5

@@ -61,7 +61,7 @@ def sample_keys(seed: int, indices: Tensor) -> Tensor:
 class NoiseStream:
     """Standard normal noise, one independent stream a sample; the default :data:`~sde_diffusion.types.NoiseFn`.
 
-    Every call is the next draw of all streams. All draws of one object must have one shape and device.
+    Every call takes the next numbers of all streams.
 
     Args:
         seed: any whole number ≥ 0.
@@ -71,13 +71,13 @@ class NoiseStream:
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         require_int("seed", seed, 0)
         self._keys = sample_keys(seed, torch.as_tensor(indices, dtype=torch.int64))
-        self._draw = 0
+        self._used = 0  # outputs taken from every stream
 
     def _next_bits(self, size: int, device: torch.device) -> Tensor:
         if self._keys.device != device:
             self._keys = self._keys.to(device)
-        bits = random_bits(self._keys, self._draw * size, size)
-        self._draw += 1
+        bits = random_bits(self._keys, self._used, size)
+        self._used += size
         return bits
 
     def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:

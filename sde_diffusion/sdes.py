@@ -42,6 +42,7 @@ class SDE(ABC):
 
     T: float = 1.0
     t_min: float = 1e-3
+    smooth: bool = True  # f and g are continuous; a scheme that evaluates them has order 1 at most where they jump
     prior_std: float = 1.0
 
     @abstractmethod
@@ -276,6 +277,8 @@ class DDPMChain(SDE):
     References:
         Ho et al. 2020, arXiv:2006.11239, Eqs. 2 and 4 and Section 4; Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
     """
+
+    smooth = False
 
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
         self.betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").clone()

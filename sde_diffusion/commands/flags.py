@@ -1,0 +1,151 @@
+"""Flags that several commands share, and how a command's flags and its configuration are read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import sde_diffusion.config as default_file
+from sde_diffusion.config import default_config, differences, load_config
+from sde_diffusion.errors import InputError, require, require_int
+from sde_diffusion.registry import hint
+
+CONFIG_FILE = "config.json"
+
+
+def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> None:
+    """Define what every command that computes has."""
+    flags.DEFINE_string("workdir", workdir, "Folder of the run.", flag_values=values)
+    flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda", "mps"], "Where to compute.", flag_values=values)
+    flags.DEFINE_integer("seed", None, "Seed of everything random; by default the configuration's.", flag_values=values)
+    flags.DEFINE_boolean("quiet", False, "No progress bar.", flag_values=values)
+
+
+def define_sampling_flags(values: flags.FlagValues) -> None:
+    """Define what commands that draw samples have."""
+    flags.DEFINE_string("sampler", "", "Name of the sampler; by default config.sampler.name.", flag_values=values)
+    flags.DEFINE_integer("steps", None, "Number of steps; by default the sampler's.", flag_values=values)
+    flags.DEFINE_integer("num_samples", 64, "Number of samples.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 64, "Samples at a time; does not change them.", flag_values=values)
+
+
+def parse(
+    name: str, summary: str, define: Callable[[flags.FlagValues], None], arguments: Sequence[str]
+) -> tuple[flags.FlagValues, ConfigDict]:
+    """Read the flags and the configuration of a command.
+
+    The configuration is that of the workdir if it has one, else the file given with ``--config``, else the built-in
+    default; ``--config.KEY=VALUE`` then changes single values.
+
+    Raises:
+        InputError: on an unknown configuration key, a value of the wrong type, a bad file.
+        absl.flags.Error: on an unknown flag or a bad value.
+    """
+    overrides = [a for a in arguments if a.lstrip("-").startswith("config.")]
+    others = [a for a in arguments if a not in overrides]
+    for override in overrides:
+        require("=" in override, "argument", override, "--config.KEY=VALUE")
+
+    values = flags.FlagValues()
+    define(values)
+    flags.DEFINE_string("config", "", "Configuration file; --config.KEY=VALUE changes a value.", flag_values=values)
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    rest = values([name, *others])
+    if values.help:
+        print(f"sde-diffusion {name}: {summary}\n{values.get_help()}\n\nDefault configuration:\n{default_config()}")
+        raise SystemExit(0)
+    require(len(rest) == 1, "argument", rest[-1], "only flags", "write --flag=value")
+
+    config = _base_config(values)
+    for override in overrides:
+        _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
+    try:
+        holder = flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=[name, *overrides])
+        holder([name, *overrides])
+    except (TypeError, ValueError, SyntaxError, AttributeError, KeyError) as error:
+        raise InputError(f"--config: {error}") from None
+    config = holder.config
+    if "seed" in values and values.seed is not None:
+        config.seed = values.seed
+    require_int("seed", config.seed, 0)
+    for flag, low in (("num_samples", 1), ("batch_size", 1), ("steps", 1)):
+        if flag in values and values[flag].value is not None:
+            require_int(flag, values[flag].value, low)
+    return values, config
+
+
+def _base_config(values: flags.FlagValues) -> ConfigDict:
+    workdir = values.workdir if "workdir" in values else None
+    saved = Path(workdir) / CONFIG_FILE if workdir else None
+    if saved is not None and saved.exists():
+        config = load_config(saved)
+        if values.config:
+            changed = differences(config, _config_file(values.config))
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            require(
+                not changed,
+                "config",
+                values.config,
+                f"the configuration that {workdir} was made with",
+                f"it differs in {', '.join(changed[:3])}{more}; take another --workdir, or leave --config out",
+            )
+        return config
+    return _config_file(values.config or default_file.__file__)
+
+
+def _config_file(path: str) -> ConfigDict:
+    require(Path(path).is_file(), "config", path, "an existing Python file with a function get_config()")
+    holder = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=["", f"--config={path}"])
+        holder(["", f"--config={path}"])
+        config: ConfigDict = holder.config
+        sorted(config.keys())
+    except Exception as error:  # whatever a person's file raises
+        raise InputError(f"config={path!r}: cannot be read: {type(error).__name__}: {error}") from None
+    return config
+
+
+def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
+    node = config
+    for depth, key in enumerate(path):
+        if not isinstance(node, ConfigDict) or key not in node:
+            known = sorted(node.keys()) if isinstance(node, ConfigDict) else []
+            where = ".".join(["config", *path[:depth]])
+            raise InputError(f"--config.{'.'.join(path)}: no such key{hint(key, known)} {where} has: {', '.join(known)}")
+        node = node[key]
+
+
+def require_workdir(values: flags.FlagValues) -> Path:
+    """Return the workdir.
+
+    Raises:
+        InputError: if the flag is missing.
+    """
+    require(bool(values.workdir), "workdir", values.workdir, "the folder of a run", "give --workdir=runs/NAME")
+    return Path(values.workdir)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the first of CUDA, MPS and the CPU that is there.
+
+    Raises:
+        InputError: if the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    require(available[name], "device", name, f"one of {', '.join(k for k, there in available.items() if there)} here")
+    return torch.device(name)
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """Print a line for the person at the terminal."""
+    if not quiet:
+        print(text, file=sys.stdout, flush=True)

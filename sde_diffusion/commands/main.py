@@ -1,0 +1,65 @@
+"""``sde-diffusion COMMAND --flag=value …``: finds the command, reads its flags, turns bad input into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+import sde_diffusion
+from sde_diffusion.errors import InputError
+from sde_diffusion.registry import hint
+
+COMMANDS = {
+    "train": "train a denoiser; resumes from the newest checkpoint of its workdir",
+    "sample": "draw samples from a trained run with any sampler",
+    "samplers": "print the table of samplers",
+    "verify": "certify every sampler on every SDE against laws in closed form",
+    "tour": "the main job on built-in data: train on digits, sample with every sampler, compare",
+}
+
+
+def usage() -> str:
+    """Return the help of the program."""
+    rows = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
+    return (
+        f"sde-diffusion {sde_diffusion.__version__}: score-based diffusion models as stochastic differential equations\n\n"
+        f"usage: sde-diffusion COMMAND [--flag=value …]\n\n{rows}\n\n"
+        "sde-diffusion COMMAND --help lists the flags of a command."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, or 1 where a check failed, or 2 on bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("help", "--help", "-h"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(sde_diffusion.__version__)
+        return 0
+    name = arguments[0]
+    try:
+        if name not in COMMANDS:
+            known = list(COMMANDS)
+            raise InputError(f"command={name!r}: unknown{hint(name, known)} commands: {', '.join(known)}")
+        # The command's module brings in torch and the rest: only now, so that the help above is instant.
+        from sde_diffusion.commands.flags import parse
+
+        command = importlib.import_module(f"sde_diffusion.commands.{name}")
+        values, config = parse(name, COMMANDS[name], command.define_flags, arguments[1:])
+        return int(command.run(values, config) or 0)
+    except (InputError, flags.Error) as error:
+        print(f"sde-diffusion: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sde-diffusion: stopped; finished checkpoints and files are kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `… | head` has what it wanted
+        return 0
+    except SystemExit as done:
+        return int(done.code or 0)

@@ -1,0 +1,165 @@
+"""``sde-diffusion sample``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from absl import flags
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from samplers import Sampler
+from sde_diffusion import config as configuration
+from sde_diffusion.commands.flags import (
+    CONFIG_FILE,
+    define_run_flags,
+    define_sampling_flags,
+    pick_device,
+    require_workdir,
+    say,
+)
+from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.errors import InputError
+from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.files import provenance, read_json, write_atomically
+from sde_diffusion.training import checkpoints
+
+STRIP_ROWS, STRIP_COLUMNS = 8, 12
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of this command."""
+    define_run_flags(values)
+    define_sampling_flags(values)
+    flags.DEFINE_boolean("trajectory", False, "Also write a strip of the reverse process.", flag_values=values)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to be sampled.
+
+    Attributes:
+        denoiser: around the averaged weights.
+        shape: shape of one sample.
+        levels: number of grey levels of the data; None for vectors.
+        checkpoint: folder of the weights.
+        step: training step of the weights.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    levels: int | None
+    checkpoint: Path
+    step: int
+
+
+def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
+    """Load the newest checkpoint of a workdir, averaged weights.
+
+    Raises:
+        InputError: if there is none, or it does not fit the configuration.
+    """
+    folder = checkpoints.newest(workdir)
+    if not (workdir / CONFIG_FILE).exists():
+        raise InputError(f"workdir={str(workdir)!r}: has checkpoints but no {CONFIG_FILE}; restore it from the training")
+    data = read_json(workdir / CONFIG_FILE).get("data", {})
+    shape = tuple(data.get("shape", ()))
+    if not shape:
+        raise InputError(f"{workdir / CONFIG_FILE}: expected data.shape, the shape of one sample")
+    network = configuration.build_network(config, shape)
+    step = checkpoints.load_ema(folder, network)
+    network = network.to(device).eval().requires_grad_(False)
+    return Run(configuration.build_denoiser(config, network), shape, data.get("levels"), folder, step)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples (N, *) on the CPU, counted evaluations of a sample (mean), seconds, and the strip's states and times."""
+
+    x: Tensor
+    nfe: float
+    seconds: float
+    strip: list[tuple[float, Tensor]]
+
+
+def draw(
+    sampler: Sampler,
+    run: Run,
+    device: torch.device,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    quiet: bool,
+    description: str = "sample",
+) -> Drawn:
+    """Draw samples 0 … ``num_samples − 1`` of a seed in batches, with a progress bar over solver steps."""
+    from tqdm import tqdm
+
+    sde = run.denoiser.sde
+    parts: list[Tensor] = []
+    nfe: list[Tensor] = []
+    strip: list[tuple[float, Tensor]] = []
+    steps = getattr(sampler, "num_steps", None)
+    batches = -(-num_samples // batch_size)
+    total = steps * batches if steps else None
+    start = time.perf_counter()
+    with tqdm(total=total, unit="step", disable=quiet, desc=description, leave=False) as progress:
+        for first in range(0, num_samples, batch_size):
+
+            def see(step: int, t: Tensor, x: Tensor, first: int = first) -> None:
+                progress.update(int(step > 0))
+                if first == 0:
+                    now = t.reshape(-1)[:STRIP_ROWS].double()
+                    scale = (sde.alpha(now) ** 2 + sde.sigma(now) ** 2).rsqrt()  # unit size at all noise levels
+                    shown = x[:STRIP_ROWS].double().cpu() * scale.cpu().reshape(-1, *[1] * (x.ndim - 1))
+                    strip.append((float(now[0]), shown))
+
+            count = min(batch_size, num_samples - first)
+            shape = (count, *run.shape)
+            result = sampler.draw(run.denoiser, shape, seed, first_index=first, device=device, callback=see)
+            parts.append(result.x.cpu())
+            nfe.append(result.nfe_per_sample.cpu())
+    seconds = time.perf_counter() - start
+    chosen = np.linspace(0, len(strip) - 1, min(STRIP_COLUMNS, len(strip))).round().astype(int)
+    return Drawn(torch.cat(parts), float(torch.cat(nfe).double().mean()), seconds, [strip[i] for i in chosen])
+
+
+def save_samples(path: Path, x: Tensor, facts: dict[str, Any]) -> None:
+    """Write samples and their provenance as ``.npz``: arrays ``x`` and ``provenance`` (a JSON text)."""
+    write_atomically(path, lambda p: np.savez_compressed(p, x=x.numpy(), provenance=json.dumps(facts)))
+
+
+def run(values: flags.FlagValues, config: ConfigDict) -> None:
+    """Draw samples and write the grid, the arrays and, if asked for, the strip."""
+    workdir, device = require_workdir(values), pick_device(values.device)
+    sampler = configuration.build_sampler(config, values.sampler, values.steps)
+    name = values.sampler or config.sampler.name
+    loaded = load_run(workdir, config, device)
+    drawn = draw(sampler, loaded, device, values.num_samples, values.batch_size, config.seed, values.quiet)
+    facts = provenance(
+        device,
+        seed=config.seed,
+        checkpoint=str(loaded.checkpoint),
+        step=loaded.step,
+        sampler=repr(sampler),
+        nfe=drawn.nfe,
+        seconds=round(drawn.seconds, 3),
+        config=config.to_dict(),
+    )
+    steps = f"_{sampler.num_steps}" if hasattr(sampler, "num_steps") else ""
+    stem = workdir / "samples" / f"{name}{steps}_seed{config.seed}"
+    save_samples(stem.with_suffix(".npz"), drawn.x, facts)
+    save_grid(stem.with_suffix(".png"), drawn.x)
+    say(f"{len(drawn.x)} samples with {sampler}\nNFE {drawn.nfe:g}, {drawn.seconds:.1f} s", values.quiet)
+    written = [".npz", ".png"]
+    if values.trajectory:
+        times, states = zip(*drawn.strip, strict=True)
+        save_strip(stem.with_name(f"{stem.name}_trajectory.png"), states, times)
+        written.append("_trajectory.png")
+    say(f"wrote {', '.join(stem.name + end for end in written)} in {stem.parent}", values.quiet)

@@ -1,0 +1,192 @@
+"""The configuration: one table of defaults, read from the registries, and what is built from it.
+
+Every choice is a name and, beside it, the options of each entry that could be named: ``config.sampler.name = "pc"`` and
+``config.sampler.pc.snr = 0.2``. A part that is registered has therefore its flags.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+import samplers
+from samplers import SAMPLERS, Sampler
+from sde_diffusion.data import DATASETS, Dataset
+from sde_diffusion.denoisers import CONDITIONINGS, Denoiser
+from sde_diffusion.errors import InputError, require_int
+from sde_diffusion.files import read_json
+from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
+from sde_diffusion.networks import NETWORKS
+from sde_diffusion.registry import Registry, hint
+from sde_diffusion.sdes import SDE, SDES
+from sde_diffusion.training.loop import TrainingOptions
+
+
+def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
+    return ConfigDict({"name": name, **extra, **{entry: registry.config(entry) for entry in registry}})
+
+
+def default_config() -> ConfigDict:
+    """Return the built-in configuration: a small U-Net on scikit-learn's digits."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = _choice(DATASETS, "digits", root="")
+    config.sde = _choice(SDES, "vp")
+    config.network = _choice(NETWORKS, "unet")
+    config.denoiser = ConfigDict({"prediction": "eps", "sigma_data": 0.0})
+    config.denoiser.conditioning = _choice(CONDITIONINGS, "scaled")
+    config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "simple")})
+    config.training = ConfigDict(dict(vars(TrainingOptions())))
+    config.sampler = _choice(SAMPLERS, "ddim")
+    return config
+
+
+get_config = default_config  # what ml_collections looks for in a config file: this file is the default one
+
+
+def _build(registry: Registry[Any], choice: ConfigDict, **fixed: Any) -> Any:
+    return registry.build(choice.name, **{**choice.get(choice.name, ConfigDict()).to_dict(), **fixed})
+
+
+def build_sde(config: ConfigDict) -> SDE:
+    """Build ``config.sde``."""
+    sde: SDE = _build(SDES, config.sde)
+    return sde
+
+
+def build_dataset(config: ConfigDict) -> Dataset:
+    """Build ``config.data``; ``data.root`` goes to data sets that are read from a place.
+
+    Raises:
+        InputError: if ``data.root`` is set for a data set that has none.
+    """
+    fixed = {}
+    if config.data.root:
+        DATASETS[config.data.name]
+        if "root" not in config.data.get(config.data.name, {}):
+            raise InputError(f"data.root={config.data.root!r}: data set {config.data.name!r} is not read from a folder")
+        fixed["root"] = config.data.root
+    dataset: Dataset = _build(DATASETS, config.data, **fixed)
+    return dataset
+
+
+def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
+    """Build ``config.network`` for samples of the given shape."""
+    network: nn.Module = _build(NETWORKS, config.network, shape=shape)
+    return network
+
+
+def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:
+    """Wrap a network as ``config.denoiser`` says."""
+    return Denoiser(
+        network,
+        build_sde(config),
+        prediction=config.denoiser.prediction,
+        conditioning=_build(CONDITIONINGS, config.denoiser.conditioning),
+        sigma_data=config.denoiser.sigma_data or None,
+    )
+
+
+def build_loss(config: ConfigDict) -> DenoisingScoreMatching:
+    """Build ``config.loss``."""
+    return DenoisingScoreMatching(_build(TIMES, config.loss.times), _build(WEIGHTINGS, config.loss.weighting))
+
+
+def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = None) -> Sampler:
+    """Build ``config.sampler``.
+
+    Args:
+        name: another sampler than the configured one.
+        num_steps: its number of steps, if given.
+
+    Raises:
+        InputError: if ``num_steps`` is given for a sampler that chooses its own steps.
+    """
+    name = name or config.sampler.name
+    fixed = {}
+    if num_steps is not None:
+        require_int("steps", num_steps, 1)
+        options = samplers.config(name)
+        if "num_steps" not in options:
+            raise InputError(
+                f"steps={num_steps}: sampler {name!r} chooses its own steps; set its tolerances instead, "
+                f"--config.sampler.{name}.rtol=1e-4"
+            )
+        fixed["num_steps"] = num_steps
+    node = ConfigDict({"name": name, name: config.sampler.get(name, ConfigDict())})
+    sampler: Sampler = _build(SAMPLERS, node, **fixed)
+    return sampler
+
+
+def build_training(config: ConfigDict) -> TrainingOptions:
+    """Build ``config.training``."""
+    return TrainingOptions(**config.training.to_dict())
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples: read its lists as what they were."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def load_config(path: Path) -> ConfigDict:
+    """Read a resolved configuration from a workdir's ``config.json``.
+
+    Raises:
+        InputError: if the file is not one, or has a key this version does not know.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise InputError(f"{path}: expected the configuration of a run, with keys 'config' and 'provenance'")
+    config = default_config()
+    _merge(config, _tuples(content["config"]), path, "")
+    return config
+
+
+def _merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str) -> None:
+    for key, value in values.items():
+        if key not in config:
+            raise InputError(f"{path}: unknown key {prefix + key!r}{hint(key, list(config))} is it of another version?")
+        if isinstance(config[key], ConfigDict) and isinstance(value, dict):
+            _merge(config[key], value, path, f"{prefix}{key}.")
+            continue
+        try:
+            config[key] = value
+        except TypeError:
+            kind = type(config[key]).__name__
+            raise InputError(f"{path}: {prefix + key}={value!r}: expected a value of type {kind}") from None
+
+
+def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:
+    """Return the dotted keys in which two configurations differ."""
+    found = []
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, ConfigDict) and isinstance(y, ConfigDict):
+            found += differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            found.append(prefix + key)
+    return found
+
+
+def training_batch(dataset: Dataset, options: TrainingOptions, seed: int) -> Any:
+    """Return ``batch(step, noise)`` for the training loop: data of a step, scaled, dequantised and flipped as asked."""
+    from sde_diffusion.data import train_batch
+
+    def batch(step: int, noise: Any) -> Tensor:
+        k, _ = train_batch(dataset.train, options.batch_size, seed, step)
+        if options.dequantise and dataset.levels is not None:
+            u = noise.uniform(k[0].numel(), k.device).to(dtype=dataset.scale(k[:1]).dtype).reshape(k.shape)
+            x = dataset.dequantise(k, u)
+        else:
+            x = dataset.scale(k)
+        if options.flip:
+            mirrored = noise.uniform(1, x.device).reshape(-1, *[1] * (x.ndim - 1)) < 0.5
+            x = x.flip(-1).where(mirrored, x)
+        return x
+
+    return batch

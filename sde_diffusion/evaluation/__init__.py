@@ -1,0 +1,1 @@
+"""What samples are worth: distances, metrics and the sweeps that measure them."""

@@ -1,0 +1,7 @@
+"""Networks by name: ``NETWORKS.build("unet", shape=(1, 8, 8))``; every one is called as ``net(x, label)``."""
+
+from sde_diffusion.networks.layers import NETWORKS
+from sde_diffusion.networks.mlp import MLP
+from sde_diffusion.networks.unet import UNet
+
+__all__ = ["MLP", "NETWORKS", "UNet"]

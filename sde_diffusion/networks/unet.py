@@ -1,0 +1,101 @@
+"""The U-Net: DDPM++ made small enough for a CPU.
+
+Like DDPM++ it has residual sums scaled by 1/√2, groups of at least four channels, a time code added in every block,
+attention at chosen sizes and in the middle, and last convolutions that start at zero. To be cheap, it resamples between
+blocks, by plain average and nearest neighbour, instead of in blocks of their own, and each block on the way up meets
+the output of one block from the way down.
+
+References:
+    O. Ronneberger, P. Fischer, T. Brox, "U-Net", 2015, arXiv:1505.04597.
+    Y. Song et al., 2021, arXiv:2011.13456 (DDPM++); J. Ho et al., 2020, arXiv:2006.11239, Appendix B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.networks.embeddings import TimeEmbedding
+from sde_diffusion.networks.layers import NETWORKS, ResBlock, conv, group_norm, require_sizes, zero_init
+
+
+@NETWORKS.register("unet")
+class UNet(nn.Module):
+    """A time-conditioned U-Net on images: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
+
+    Args:
+        shape: (C, H, W) of one image; H and W are halved once per level after the first.
+        channels: features at full size, a multiple of 4.
+        channel_mults: features of each level in units of ``channels``; as many entries as levels.
+        num_blocks: residual blocks of each level, on the way down and again on the way up.
+        attention: heights at which every block ends in attention; the middle always does, heights not met are ignored.
+        dropout: probability of dropping a feature inside a block.
+        embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
+
+    Raises:
+        InputError: if an option is out of range or the sides cannot be halved often enough.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int = 64,
+        channel_mults: Sequence[int] = (1, 2),
+        num_blocks: int = 2,
+        attention: Sequence[int] = (4,),
+        dropout: float = 0.0,
+        embedding: str = "sinusoidal",
+    ) -> None:
+        super().__init__()
+        image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+        mults = require_sizes("channel_mults", channel_mults, "one whole number of at least 1 for each level")
+        factor = 2 ** (len(mults) - 1)
+        halvable = height % factor == 0 and width % factor == 0
+        expected = f"sides divisible by {factor} for {len(mults)} levels"
+        require(halvable, "shape", tuple(shape), expected, "give fewer channel_mults")
+        require_int("channels", channels, 4)
+        require(channels % 4 == 0, "channels", channels, "a multiple of 4")
+        require_int("num_blocks", num_blocks, 1)
+        sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
+        require_float("dropout", dropout, 0.0, 1.0)
+
+        code_width = 4 * channels
+        self.num_blocks = num_blocks
+        self.time = TimeEmbedding(embedding, channels, code_width)
+        self.stem = conv(image_channels, channels)
+        levels = [(channels * mult, height // 2**depth in sizes) for depth, mult in enumerate(mults)]
+        down, up, below = [], [], channels
+        for out, attend in levels:
+            for _ in range(num_blocks):
+                down.append(ResBlock(below, out, code_width, dropout, attend))
+                below = out
+        middle = [ResBlock(below, below, code_width, dropout, attend) for attend in (True, False)]
+        for out, attend in reversed(levels):
+            for _ in range(num_blocks):
+                up.append(ResBlock(below + out, out, code_width, dropout, attend))
+                below = out
+        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+        self.norm = group_norm(below)
+        self.head = zero_init(conv(below, image_channels))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        code = self.time(label)
+        h = self.stem(x)
+        skips = []
+        for i, block in enumerate(self.down):
+            if i > 0 and i % self.num_blocks == 0:
+                h = F.avg_pool2d(h, 2)
+            h = block(h, code)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, code)
+        for i, block in enumerate(self.up):
+            if i > 0 and i % self.num_blocks == 0:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            h = block(torch.cat([h, skips.pop()], dim=1), code)
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out

@@ -1,0 +1,163 @@
+"""Checkpoints: a folder of safetensors and one JSON each, written whole or not at all.
+
+    checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safetensors  state.json
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import InputError
+from sde_diffusion.files import read_json, write_json
+
+FORMAT = "sde-diffusion checkpoint 1"
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes.
+
+    Attributes:
+        network: in training.
+        ema: the network with averaged weights.
+        optimizer: its optimiser.
+        step: number of finished steps.
+        ema_updates: number of finished averages.
+    """
+
+    network: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    ema_updates: int = 0
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, slots in state.items() for name, value in slots.items()}
+
+
+def save(workdir: Path, state: TrainingState, keep: int, facts: dict[str, Any]) -> Path:
+    """Write the checkpoint of ``state`` and delete all but the newest ``keep``.
+
+    Args:
+        facts: provenance, stored in ``state.json``.
+    """
+    from safetensors.torch import save_file
+
+    folder = workdir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{state.step:08d}"
+    temporary = folder / f".{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        for name, tensors in (
+            ("network", state.network.state_dict()),
+            ("ema", state.ema.state_dict()),
+            ("optimizer", _optimizer_tensors(state.optimizer)),
+        ):
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
+        content = {"format": FORMAT, "step": state.step, "ema_updates": state.ema_updates, "provenance": facts}
+        write_json(temporary / "state.json", content)
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        if target.exists():  # the same step again, after a resume
+            shutil.rmtree(target)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in existing(workdir)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def existing(workdir: Path) -> list[Path]:
+    """Return the checkpoint folders of a workdir, oldest first."""
+    return sorted((workdir / "checkpoints").glob("step_*"))
+
+
+def newest(workdir: Path) -> Path:
+    """Return the newest checkpoint folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = existing(workdir)
+    if not found:
+        raise InputError(
+            f"workdir={str(workdir)!r}: no checkpoint in {workdir / 'checkpoints'}; train first: "
+            f"sde-diffusion train --workdir={workdir}"
+        )
+    return found[-1]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); delete the folder {path.parent.name} to go on from the "
+            "checkpoint before it"
+        ) from None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / "state.json")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{folder / 'state.json'}: expected a checkpoint of this project with format {FORMAT!r}")
+    return content
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
+    problems += [
+        f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{path}: does not fit the network of the config: {'; '.join(problems[:3])}{more}")
+    network.load_state_dict(tensors)
+
+
+def load_ema(folder: Path, network: nn.Module) -> int:
+    """Fill ``network`` with the averaged weights of a checkpoint; returns its step.
+
+    Raises:
+        InputError: on a truncated or foreign checkpoint, or one that does not fit the network.
+    """
+    content = _state(folder)
+    _fill(network, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
+    return int(content["step"])
+
+
+def restore(folder: Path, state: TrainingState) -> None:
+    """Fill ``state`` from a checkpoint, bit for bit.
+
+    Raises:
+        InputError: as for :func:`load_ema`; nothing has been changed on disk.
+    """
+    content = _state(folder)
+    _fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
+    _fill(state.ema, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in _read(folder / "optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    template = state.optimizer.state_dict()
+    state.optimizer.load_state_dict({"state": slots, "param_groups": template["param_groups"]})
+    state.step, state.ema_updates = int(content["step"]), int(content["ema_updates"])

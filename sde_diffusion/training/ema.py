@@ -1,0 +1,43 @@
+"""Exponential moving average of the weights, with warm-up."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import require_float
+
+
+class EMA:
+    """A copy of a network whose weights trail those in training.
+
+    After update n (counted from 0) the weight of the past is min(decay, (1 + n)/(10 + n)), so that early averages are not
+    dominated by the random start.
+
+    ``torch.optim.swa_utils.AveragedModel`` is not used because it reads its counter back from the device at every update.
+
+    Args:
+        network: the network in training.
+        decay: in [0, 1).
+
+    References:
+        Ho et al. 2020, arXiv:2006.11239, Appendix B (0.9999); Song et al. 2021, arXiv:2011.13456, Appendix H.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.9999) -> None:
+        require_float("ema_decay", decay, 0.0, 0.999999999)
+        self.decay, self.updates = decay, 0
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self._shadow: list[Tensor] = list(self.network.parameters())
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the weights of ``network``; buffers are copied."""
+        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for shadow, parameter in zip(self._shadow, network.parameters(), strict=True):
+            shadow.lerp_(parameter, weight)
+        for shadow, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            shadow.copy_(buffer)
+        self.updates += 1

@@ -1,0 +1,196 @@
+"""The training loop: a pure function of (config, seed, step), so that a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.files import write_atomically
+from sde_diffusion.losses import DenoisingScoreMatching
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.training import checkpoints
+from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.ema import EMA
+
+BatchFn = Callable[[int, NoiseStream], Tensor]
+"""``batch(step, noise)`` returns the data of a step in model space, (batch_size, *), on the training device."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of the loop.
+
+    Args:
+        num_steps: optimiser steps in all.
+        batch_size: examples a step.
+        learning_rate: peak of Adam's rate.
+        warmup_steps: steps of linear warm-up.
+        schedule: "constant" after the warm-up, or "cosine" down to 0 at ``num_steps``.
+        beta2: Adam's second decay.
+        weight_decay: decoupled weight decay (AdamW).
+        grad_clip: largest norm of the gradient; 0 leaves it.
+        ema_decay: decay of the averaged weights.
+        flip: mirror half of the pictures.
+        dequantise: add uniform noise of one grey level to the data.
+        log_every: steps between log lines; the loss is looked at then.
+        checkpoint_every: steps between checkpoints.
+        keep: number of checkpoints kept.
+    """
+
+    num_steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema_decay: float = 0.9999
+    flip: bool = False
+    dequantise: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            require_int(name, getattr(self, name), 1)
+        require_int("warmup_steps", self.warmup_steps, 0)
+        require_float("learning_rate", self.learning_rate, 0.0, open_low=True)
+        require_float("beta2", self.beta2, 0.0, 1.0)
+        require_float("weight_decay", self.weight_decay, 0.0)
+        require_float("grad_clip", self.grad_clip, 0.0)
+        require_float("ema_decay", self.ema_decay, 0.0, 1.0)
+        require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of step ``step``, counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "constant":
+            return self.learning_rate * warm
+        return self.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.num_steps))
+
+
+def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    """Return AdamW over the network's parameters."""
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, options.beta2),
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+class TrainingLog:
+    """Loss and learning rate in ``train.jsonl`` and in TensorBoard's files; lines past ``step`` are dropped."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = workdir / "train.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_atomically(self._path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+        self._writer = SummaryWriter(workdir / "tensorboard", purge_step=step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of a step."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        self._writer.close()
+
+
+def train(
+    workdir: Path,
+    denoiser: Denoiser,
+    state: TrainingState,
+    loss: DenoisingScoreMatching,
+    batch: BatchFn,
+    options: TrainingOptions,
+    seed: int,
+    facts: dict[str, Any],
+    quiet: bool = False,
+) -> None:
+    """Train from ``state.step`` to ``options.num_steps``.
+
+    Args:
+        workdir: receives ``train.jsonl``, TensorBoard's files and the checkpoints.
+        denoiser: around ``state.network``.
+        seed: of data order, times, noise and dropout.
+        facts: provenance, stored with every checkpoint.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: if the loss is not finite: names the step; the last checkpoint is kept.
+    """
+    from tqdm import tqdm
+
+    ema = EMA(state.network, options.ema_decay)
+    ema.network.load_state_dict(state.ema.state_dict())
+    ema.updates, state.ema = state.ema_updates, ema.network
+    device = next(state.network.parameters()).device
+    log = TrainingLog(workdir, state.step)
+    recent: list[Tensor] = []
+    progress = tqdm(total=options.num_steps, initial=state.step, unit="step", disable=quiet, desc="train")
+    state.network.train()
+    try:
+        while state.step < options.num_steps:
+            step = state.step
+            torch.manual_seed(seed * 1_000_003 + step)  # dropout
+            first = step * options.batch_size
+            # Streams of training and of sampling under one seed are kept apart by the offset.
+            noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
+            x0 = batch(step, noise).to(device)
+            losses, _ = loss(denoiser, x0, noise)
+            value = losses.mean()
+            state.optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            if options.grad_clip:
+                nn.utils.clip_grad_norm_(state.network.parameters(), options.grad_clip)
+            for group in state.optimizer.param_groups:
+                group["lr"] = options.rate(step)
+            state.optimizer.step()
+            ema.update(state.network)
+            state.step, state.ema_updates = step + 1, ema.updates
+            recent.append(value.detach())
+
+            last = state.step == options.num_steps
+            save = last or state.step % options.checkpoint_every == 0
+            if save or state.step % options.log_every == 0:
+                mean = _mean_loss(recent, state.step, workdir)
+                log.write(state.step, {"loss": mean, "learning_rate": options.rate(step)})
+                progress.update(len(recent))
+                progress.set_postfix(loss=f"{mean:.4f}")
+                recent.clear()
+            if save:
+                checkpoints.save(workdir, state, options.keep, facts)
+    finally:
+        progress.close()
+        log.close()
+
+
+def _mean_loss(recent: list[Tensor], step: int, workdir: Path) -> float:
+    """Return the mean of the latest losses, or stop and name the first step whose loss is not finite."""
+    values = torch.stack(recent)
+    if not torch.isfinite(values).all():
+        bad = step - len(recent) + 1 + int((~torch.isfinite(values)).int().argmax())
+        kept = checkpoints.existing(workdir)
+        where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        raise InputError(f"loss is not finite at step {bad}; {where}; check the data or lower training.learning_rate")
+    return float(values.mean())

@@ -1,0 +1,674 @@
+"""Data sets: values, splits, scaling, every local layout, exact resumption, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from sde_diffusion.data import DATASETS, Dataset, torchvision_sets, train_batch
+from sde_diffusion.data.base import _epoch_order
+from sde_diffusion.errors import InputError
+
+TOYS = ["mixture", "swiss_roll", "two_moons"]
+
+
+def refused(*words: str) -> Any:
+    """Expect an InputError of one line in which all the words occur."""
+
+    def check(error: BaseException) -> bool:
+        message = str(error)
+        missing = [word for word in words if word not in message]
+        assert not missing, f"{missing} not in {message!r}"
+        assert "\n" not in message
+        return True
+
+    return pytest.raises(InputError, check=check)
+
+
+def grey_ramp(levels: int) -> Dataset:
+    """Every level once, as 1×1 images."""
+    k = torch.arange(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    return Dataset("ramp", k, k.clone(), levels=levels)
+
+
+# Digits
+
+
+def test_digits_are_sklearns_split_once_and_for_all() -> None:
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images
+    order = np.random.default_rng(0).permutation(1797)
+    digits = DATASETS.build("digits")
+    assert digits.levels == 17
+    assert digits.shape == (1, 8, 8)
+    assert digits.train.dtype == digits.test.dtype == torch.uint8
+    np.testing.assert_array_equal(digits.train[:, 0].numpy(), images[order[:1347]])
+    np.testing.assert_array_equal(digits.test[:, 0].numpy(), images[order[1347:]])
+    assert sorted(order) == list(range(1797))  # disjoint and complete
+    assert len(digits.test) == 450
+
+
+def test_describe_says_shape_levels_scaling_and_splits() -> None:
+    line = DATASETS.build("digits").describe()
+    for part in ("digits", "1×8×8", "17 grey levels", "[−1, 1]", "1347 train", "450 test"):
+        assert part in line
+    line = DATASETS.build("two_moons", num_samples=500).describe()
+    for part in ("two_moons", "2-dimensional", "continuous", "500 train", "500 test"):
+        assert part in line
+    assert "\n" not in line
+
+
+# Scaling and dequantisation
+
+
+@pytest.mark.parametrize("levels", range(2, 257))
+def test_scaling_round_trip_for_every_level(levels: int) -> None:
+    ramp = grey_ramp(levels)
+    x = ramp.scale(ramp.train)
+    assert x.dtype == torch.float32
+    assert x.min() == -1.0
+    assert x.max() == 1.0
+    assert torch.equal(ramp.unscale(x), ramp.train)
+    assert torch.equal(ramp.unscale(x + 0.9 / (levels - 1)), ramp.train)  # the nearest level, out of range clamped
+    assert torch.equal(ramp.unscale(x - 0.9 / (levels - 1)), ramp.train)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 17, 255, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dequantised_values_stay_in_their_cell(levels: int, dtype: torch.dtype) -> None:
+    ramp = grey_ramp(levels)
+    lower = 2.0 * ramp.train.double() / levels - 1.0
+    for u in (0.0, 0.5, 0.999, 1.0 - torch.finfo(dtype).eps):
+        x = ramp.dequantise(ramp.train, torch.full(ramp.train.shape, u, dtype=dtype))
+        assert x.dtype == torch.float32
+        assert bool((x >= lower - 2e-7).all())
+        assert bool((x <= lower + ramp.dequantised_scale + 2e-7).all())
+        if u < 0.9995:  # beyond, float32 may round to the next cell
+            assert torch.equal(((x.double() + 1.0) * levels / 2.0 + 1e-4).floor(), ramp.train.double())
+    assert x.max() <= 1.0
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_log_volume_factor_makes_uniform_data_cost_log2_levels(levels: int) -> None:
+    ramp = grey_ramp(levels)
+    zero = torch.zeros(ramp.train.shape)
+    steps = ramp.dequantise(ramp.train, zero).flatten().diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, ramp.dequantised_scale))  # dx/dk
+    density = 0.5  # uniform on [−1, 1)
+    assert -math.log2(density * ramp.dequantised_scale) == pytest.approx(math.log2(levels), abs=1e-12)
+
+
+def test_to_uint8_spans_eight_bits_for_any_number_of_levels() -> None:
+    for levels in (2, 17, 256):
+        ramp = grey_ramp(levels)
+        picture = ramp.to_uint8(ramp.scale(ramp.train))
+        assert picture.dtype == torch.uint8
+        assert picture.min() == 0
+        assert picture.max() == 255
+        assert bool((picture.flatten().int().diff() > 0).all())
+    assert torch.equal(picture, ramp.train)  # 256 levels are shown as they are
+    outside = torch.tensor([-7.0, 7.0]).reshape(2, 1, 1, 1)
+    assert ramp.to_uint8(outside).flatten().tolist() == [0, 255]
+
+
+def test_continuous_data_pass_all_maps_unchanged() -> None:
+    moons = DATASETS.build("two_moons", num_samples=10)
+    x = moons.train
+    assert torch.equal(moons.scale(x), x)
+    assert torch.equal(moons.unscale(x), x)
+    assert torch.equal(moons.dequantise(x, torch.rand_like(x)), x)
+    assert moons.dequantised_scale == 1.0
+    with refused("two_moons", "images"):
+        moons.to_uint8(x)
+
+
+def test_maps_refuse_wrong_shapes_types_and_nan() -> None:
+    digits = DATASETS.build("digits")
+    k = digits.train[:2]
+    with refused("k shape", "(2, 8, 8)", "(B, 1, 8, 8)"):
+        digits.scale(k[:, 0])
+    with refused("k dtype", "float32", "uint8"):
+        digits.scale(k.float())
+    with refused("u shape", "(1, 1, 8, 8)", "(2, 1, 8, 8)"):
+        digits.dequantise(k, torch.rand(1, 1, 8, 8))
+    with refused("u dtype", "int64"):
+        digits.dequantise(k, torch.zeros(k.shape, dtype=torch.int64))
+    with refused("x dtype", "uint8"):
+        digits.unscale(k)
+    for value in (math.nan, math.inf):
+        x = digits.scale(k)
+        x[0, 0, 0, 0] = value
+        with refused("x NaN or infinite values=1"):
+            digits.unscale(x)
+        with refused("x NaN or infinite values=1"):
+            digits.to_uint8(x)
+
+
+IMAGES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+VECTORS = torch.zeros(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "levels", "words"),
+    [
+        (IMAGES[:0], IMAGES, 256, ("bad.train shape=(0, 1, 2, 2)", "empty")),
+        (IMAGES, IMAGES[:0], 256, ("bad.test shape=(0, 1, 2, 2)", "empty")),
+        (IMAGES[0], IMAGES, 256, ("bad.train shape=(1, 2, 2)", "(N, C, H, W)")),
+        (IMAGES, IMAGES[..., :1], 256, ("bad.test shape=(3, 1, 2, 1)", "(N, 1, 2, 2)")),
+        (IMAGES.float(), IMAGES, 256, ("bad.train dtype", "float32", "uint8")),
+        (IMAGES, IMAGES.long(), 256, ("bad.test dtype", "int64")),
+        (IMAGES + 17, IMAGES, 17, ("bad.train maximum=17", "0 to 16")),
+        (IMAGES, IMAGES, 1, ("levels=1", "at least 2")),
+        (IMAGES, IMAGES, 257, ("levels=257", "256")),
+        (VECTORS, VECTORS.double(), None, ("bad.test dtype", "float64", "float32")),
+        (VECTORS[:, 0], VECTORS, None, ("bad.train shape=(3,)", "(N, d)")),
+        (VECTORS / 0.0, VECTORS, None, ("bad.train NaN or infinite values=6",)),
+        (VECTORS, VECTORS + math.inf, None, ("bad.test NaN or infinite values=6",)),
+    ],
+)
+def test_dataset_refuses_unusable_splits(
+    train: torch.Tensor, test: torch.Tensor, levels: int | None, words: tuple[str, ...]
+) -> None:
+    with refused(*words):
+        Dataset("bad", train, test, levels=levels)
+
+
+# The registry
+
+
+def test_registry_names_and_refusals() -> None:
+    assert set(DATASETS.names()) >= {"digits", "fashion_mnist", "cifar10", "image_folder", "npz", *TOYS}
+    with refused("dataset='digit'", "did you mean 'digits'"):
+        DATASETS.build("digit")
+    with refused("rot='x'", "did you mean 'root'"):
+        DATASETS.build("npz", rot="x")
+    for name in DATASETS:
+        assert DATASETS.config(name).keys() == set(DATASETS[name].__annotations__) - {"return"}  # all have defaults
+
+
+def test_import_is_light() -> None:
+    code = "import sys, sde_diffusion.data; print(*{'sklearn', 'torchvision', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# Fashion-MNIST
+
+
+def idx(images: np.ndarray) -> bytes:
+    return struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+
+
+def tiny_fashion(folder: Path, ending: str) -> tuple[np.ndarray, np.ndarray]:
+    """Write seven training and three test images of 5×4 pixels in the right format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    train, test = (rng.integers(256, size=(n, 5, 4), dtype=np.uint8) for n in (7, 3))
+    for split, images in (("train", train), ("t10k", test)):
+        content = idx(images)
+        path = folder / f"{split}-images-idx3-ubyte{ending}"
+        path.write_bytes(gzip.compress(content) if ending else content)
+    return train, test
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No download, and no Debian folder."""
+
+    def unreachable(*args: object, **options: object) -> None:
+        raise URLError("no route to host")
+
+    for module in ("mnist", "cifar"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", unreachable)
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", str(tmp_path / "debian"))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("layout", [".", "FashionMNIST/raw", "raw", "fashion-mnist", "../debian"])
+def test_fashion_mnist_is_found_in_each_layout(tmp_path: Path, layout: str, ending: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    train, test = tiny_fashion(root / layout, ending)
+    fashion = DATASETS.build("fashion_mnist", root=str(root))
+    np.testing.assert_array_equal(fashion.train[:, 0].numpy(), train)
+    np.testing.assert_array_equal(fashion.test[:, 0].numpy(), test)
+    assert fashion.shape == (1, 5, 4)
+    assert fashion.levels == 256
+
+
+@pytest.mark.usefixtures("offline")
+def test_root_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_fashion(tmp_path / "images", ".gz")
+    assert len(DATASETS.build("fashion_mnist", root="~/images").train) == 7
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("name", "looked_for"), [("fashion_mnist", "t10k-images-idx3-ubyte"), ("cifar10", "cifar-10-python.tar.gz")]
+)
+def test_offline_without_a_copy_is_one_line(tmp_path: Path, name: str, looked_for: str) -> None:
+    root = str(tmp_path / "none")
+    with refused(f"dataset='{name}'", root, looked_for, "no route to host", "go online"):
+        DATASETS.build(name, root=root)
+
+
+@pytest.mark.usefixtures("offline")
+def test_fashion_mnist_is_read_after_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def download(root: str, *, download: bool) -> None:
+        assert download
+        print("extracting")  # as older versions do: must not reach stdout
+        tiny_fashion(Path(root) / "FashionMNIST/raw", "")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", download)
+    assert len(DATASETS.build("fashion_mnist", root=str(tmp_path)).test) == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("ending", "damage", "words"),
+    [
+        (".gz", lambda content: content[:-20], ("cannot be read",)),
+        (".gz", lambda content: b"<html>not found</html>", ("cannot be read",)),
+        (".gz", lambda content: content[:30] + b"\xff" * 40 + content[70:], ("cannot be read",)),
+        ("", lambda content: content[:-1], ("76 bytes as its header says, not 75",)),
+        ("", lambda content: content[:10], ("magic number 0x803",)),
+        ("", lambda content: b"\0\0\x08\x01" + content[4:], ("magic number 0x803",)),
+    ],
+)
+def test_damaged_idx_file_is_named(
+    tmp_path: Path, ending: str, damage: Callable[[bytes], bytes], words: tuple[str, ...]
+) -> None:
+    tiny_fashion(tmp_path, ending)
+    path = tmp_path / f"t10k-images-idx3-ubyte{ending}"
+    path.write_bytes(damage(path.read_bytes()))
+    with refused(str(path), "delete it and fetch it again", *words):
+        DATASETS.build("fashion_mnist", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_root_must_be_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with refused("root=", "file", "not a file"):
+        DATASETS.build(name, root=str(tmp_path / "file"))
+    with refused("root=''", "a folder"):
+        DATASETS.build(name, root="")
+
+
+@pytest.mark.skipif(
+    not Path(torchvision_sets.DEBIAN_FASHION_MNIST).is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
+def test_debians_fashion_mnist(tmp_path: Path) -> None:
+    fashion = DATASETS.build("fashion_mnist", root=str(tmp_path))
+    assert fashion.train.shape == (60000, 1, 28, 28)
+    assert fashion.test.shape == (10000, 1, 28, 28)
+    assert fashion.train.float().mean().item() == pytest.approx(0.2860 * 255, abs=0.02)  # the published mean
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+# CIFAR-10: the real archive is not at hand, so torchvision's checksums are set to those of a small one
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, np.ndarray]:
+    """Write six files in the format of CIFAR-10 with few images; torchvision takes them for the real ones."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "store" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(256, size=(6, 2, 3072), dtype=np.uint8)
+    files = {f"data_batch_{i + 1}": {"data": pixels[i], "labels": [0, 1]} for i in range(5)}
+    files |= {"test_batch": {"data": pixels[5], "labels": [0, 1]}, "batches.meta": {"label_names": ["a", "b"]}}
+    sums = {}
+    for name, content in files.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    with tarfile.open(folder.parent / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, arcname=folder.name)
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
+    packed = (folder.parent / "cifar-10-python.tar.gz").read_bytes()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(packed).hexdigest())
+    images = pixels.reshape(6, 2, 3, 32, 32)  # the files store channels first
+    return folder.parent, images[:5].reshape(10, 3, 32, 32), images[5]
+
+
+def test_cifar10_is_found_as_folder_and_as_archive(
+    tiny_cifar: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, train, test = tiny_cifar
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    os.replace(store / "cifar-10-python.tar.gz", alone / "cifar-10-python.tar.gz")
+    for root in (store, store / "cifar-10-batches-py", alone, alone):  # the second time from the unpacked folder
+        cifar = DATASETS.build("cifar10", root=str(root))
+        np.testing.assert_array_equal(cifar.train.numpy(), train)
+        np.testing.assert_array_equal(cifar.test.numpy(), test)
+        assert cifar.levels == 256
+        assert cifar.train.is_contiguous()
+
+
+def test_cifar10_damaged_files_are_named(tiny_cifar: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    store = tiny_cifar[0]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "cifar-10-python.tar.gz").write_bytes((store / "cifar-10-python.tar.gz").read_bytes()[:-9])
+    with refused(str(alone / "cifar-10-python.tar.gz"), "md5", "delete it and fetch it again"):
+        DATASETS.build("cifar10", root=str(alone))
+    batch = store / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with refused(str(batch.parent), "missing or damaged"):
+        DATASETS.build("cifar10", root=str(store))
+
+
+# Folders of pictures
+
+
+def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 30), colour: Any = (200, 100, 50)) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten pictures of one colour in several sizes, modes and formats, with other files between them."""
+    modes = ["RGB", "L", "P", "RGBA", "LA", "1", "RGB", "CMYK", "RGB", "RGB"]
+    endings = ["png", "png", "png", "png", "png", "png", "jpg", "jpg", "bmp", "webp"]
+    for i, (mode, ending) in enumerate(zip(modes, endings, strict=True)):
+        save(tmp_path / f"class{i % 3}" / f"{i}.{ending}", mode, size=(20 + 7 * i, 33))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "._0.png").write_text("a hidden file of another system")
+    return tmp_path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_folder_reads_sizes_modes_and_formats(pictures: Path, channels: int) -> None:
+    folder = DATASETS.build("image_folder", root=str(pictures), image_size=16, channels=channels, test_fraction=0.3)
+    assert folder.train.shape == (7, channels, 16, 16)
+    assert folder.test.shape == (3, channels, 16, 16)
+    both = torch.cat([folder.train, folder.test]).float()
+    grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    expected = torch.tensor([grey] if channels == 1 else [200.0, 100.0, 50.0]).reshape(1, channels, 1, 1)
+    in_colour = (both - expected).abs().amax(dim=(1, 2, 3)) < 5.0
+    # The grey pictures and the dithered black-and-white one lost the colour when they were written.
+    assert int(in_colour.sum()) == (9 if channels == 1 else 7)
+
+
+def test_image_folder_split_depends_on_names_alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for i, path in enumerate(sorted(pictures.rglob("?.*"))):
+        save(path.with_suffix(".png"), colour=(20 * i, 0, 0))
+        if path.suffix != ".png":
+            path.unlink()
+    elsewhere = tmp_path_factory.mktemp("copy") / "moved"
+    pictures_again = DATASETS.build("image_folder", root=str(pictures), image_size=4, test_fraction=0.3)
+    os.replace(pictures, elsewhere)
+    moved = DATASETS.build("image_folder", root=str(elsewhere), image_size=4, test_fraction=0.3)
+    assert torch.equal(moved.train, pictures_again.train)
+    assert torch.equal(moved.test, pictures_again.test)
+    reds = torch.cat([moved.train, moved.test])[:, 0, 0, 0].tolist()
+    assert sorted(reds) == [20 * i for i in range(10)]  # disjoint and complete
+    assert moved.train[:, 0, 0, 0].tolist() == sorted(moved.train[:, 0, 0, 0].tolist())  # in the order of the paths
+
+
+def test_image_folder_crops_the_centre_and_antialiases(tmp_path: Path) -> None:
+    from PIL import Image
+
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 255  # the central square is white
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    Image.fromarray(stripes).save(tmp_path / "b.png")
+    folder = DATASETS.build("image_folder", root=str(tmp_path), image_size=8, channels=1, test_fraction=0.5)
+    levels = sorted((folder.train.float().mean().item(), folder.test.float().mean().item()))
+    assert levels[1] == 255.0
+    assert levels[0] == pytest.approx(127.5, abs=2.0)
+    spread = min(folder.train.float().std().item(), folder.test.float().std().item())
+    assert spread < 1.0
+
+
+def test_image_folder_turns_pictures_upright_and_lays_transparency_on_white(tmp_path: Path) -> None:
+    from PIL import Image
+
+    half = np.zeros((8, 8, 3), np.uint8)
+    half[:4] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the camera was held upside down
+    Image.fromarray(half).save(tmp_path / "a.png", exif=exif)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "b.png")
+    folder = DATASETS.build("image_folder", root=str(tmp_path), image_size=8, test_fraction=0.5)
+    turned, clear = sorted([folder.train[0], folder.test[0]], key=lambda image: image.float().mean().item())
+    assert bool((turned[:, :4] == 0).all())
+    assert bool((turned[:, 4:] == 255).all())
+    assert bool((clear == 255).all())
+
+
+def test_image_folder_names_the_broken_file(pictures: Path) -> None:
+    from PIL import Image
+
+    broken = pictures / "class1" / "broken.png"
+    broken.write_bytes((pictures / "class0" / "0.png").read_bytes()[:60])
+    with refused(str(broken), "repair or remove it"):
+        DATASETS.build("image_folder", root=str(pictures))
+    broken.write_text("no picture at all")
+    with refused(str(broken), "repair or remove it"):
+        DATASETS.build("image_folder", root=str(pictures))
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(broken)
+    with refused(str(broken), "8 bits a channel"):
+        DATASETS.build("image_folder", root=str(pictures))
+
+
+def test_image_folder_refuses_bad_options(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"root": ""}, ("root=''",)),
+        ({"root": str(pictures / "none")}, ("none", "existing folder")),
+        ({"root": str(pictures / "notes.txt")}, ("notes.txt", "existing folder")),
+        ({"root": str(empty)}, (str(empty), "pictures in it")),
+        ({"channels": 4}, ("channels=4", "1 (grey) or 3 (RGB)")),
+        ({"image_size": 0}, ("image_size=0", "at least 1")),
+        ({"test_fraction": 0.0}, ("test_fraction=0.0",)),
+        ({"test_fraction": 1.0}, ("test_fraction=1.0", "less than 1")),
+    ]
+    for options, words in cases:
+        with refused(*words):
+            DATASETS.build("image_folder", **{"root": str(pictures), **options})
+    save(empty / "only.png")
+    with refused("1 examples", "at least 2"):
+        DATASETS.build("image_folder", root=str(empty))
+
+
+# Arrays
+
+
+def write(path: Path, **arrays: np.ndarray) -> str:
+    file = path / "data.npz"
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # its flag allow_pickle has another type
+    return str(file)
+
+
+def test_npz_finds_the_channels(tmp_path: Path) -> None:
+    images = np.random.default_rng(3).integers(256, size=(10, 3, 6, 5), dtype=np.uint8)
+    for train, test in [(images[:7], images[7:]), (images[:7].transpose(0, 2, 3, 1), images[7:].transpose(0, 2, 3, 1))]:
+        arrays = DATASETS.build("npz", root=write(tmp_path, train=train, test=test))
+        np.testing.assert_array_equal(arrays.train.numpy(), images[:7])
+        np.testing.assert_array_equal(arrays.test.numpy(), images[7:])
+        assert arrays.levels == 256
+        assert arrays.shape == (3, 6, 5)
+    grey = DATASETS.build("npz", root=write(tmp_path, train=images[:7, 0], test=images[7:, 0], labels=np.zeros(3)))
+    assert grey.shape == (1, 6, 5)
+    assert DATASETS.build("npz", root=write(tmp_path, train=images[:7] // 16, test=images[7:] // 16), levels=16)
+
+
+def test_npz_splits_a_single_array_the_same_way_each_time(tmp_path: Path) -> None:
+    vectors = np.arange(60, dtype=np.float64).reshape(20, 3)
+    root = write(tmp_path, anything=vectors)
+    first, second = (DATASETS.build("npz", root=root, test_fraction=0.25) for _ in range(2))
+    assert torch.equal(first.train, second.train)
+    assert torch.equal(first.test, second.test)
+    assert first.levels is None
+    assert first.train.dtype == torch.float32
+    assert first.shape == (3,)
+    assert (len(first.train), len(first.test)) == (15, 5)
+    both = torch.cat([first.train, first.test])
+    assert sorted(both[:, 0].tolist()) == vectors[:, 0].tolist()  # disjoint and complete, rows kept whole
+    assert torch.equal(both[:, 2] - both[:, 0], torch.full((20,), 2.0))
+    assert len(DATASETS.build("npz", root=root, test_fraction=0.001).test) == 1
+    assert len(DATASETS.build("npz", root=root, test_fraction=0.999).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"a": np.array([{"code": 1}], dtype=object)}, ("plain arrays", "allow_pickle")),
+        ({"a": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test'", "['a', 'b']")),
+        ({"a": np.zeros((4, 2), np.int64)}, ("array a dtype", "int64", "uint8")),
+        ({"a": np.zeros((4, 2), complex)}, ("array a dtype", "complex128")),
+        ({"a": np.zeros((4, 3, 5, 3), np.uint8)}, ("(4, 3, 5, 3)", "both fit")),
+        ({"a": np.zeros((4, 5, 5, 2), np.uint8)}, ("(4, 5, 5, 2)", "neither fits")),
+        ({"a": np.zeros((4, 5), np.uint8)}, ("(4, 5)", "(N, H, W)")),
+        ({"a": np.zeros(4)}, ("npz.train shape=(3,)", "(N, d)")),
+        ({"a": np.array(1.0)}, ("array a shape=()",)),
+        ({"a": np.zeros((1, 2))}, ("1 examples", "at least 2")),
+        ({"a": np.zeros((0, 2))}, ("0 examples", "at least 2")),
+        ({"a": np.full((4, 2), np.nan)}, ("npz.train NaN or infinite values=6",)),
+        ({"a": np.full((4, 2), 1e300)}, ("npz.train NaN or infinite values=6",)),
+        ({"train": np.zeros((4, 2)), "test": np.zeros((4, 3))}, ("npz.test shape=(4, 3)", "(N, 2)")),
+        ({"train": np.zeros((4, 2)), "test": np.zeros((4, 2, 2), np.uint8)}, ("npz.test dtype", "uint8")),
+        ({"train": np.zeros((4, 2)), "test": np.zeros((0, 2))}, ("npz.test shape=(0, 2)", "empty")),
+    ],
+)
+def test_npz_refuses_other_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], words: tuple[str, ...]) -> None:
+    with refused(*words):
+        DATASETS.build("npz", root=write(tmp_path, **arrays))
+
+
+def test_npz_refuses_other_files(tmp_path: Path) -> None:
+    with refused("root=''", ".npz"):
+        DATASETS.build("npz")
+    with refused("none.npz", "existing"):
+        DATASETS.build("npz", root=str(tmp_path / "none.npz"))
+    root = write(tmp_path, a=np.random.default_rng(0).random((50, 2)))
+    with refused("levels=300"):
+        DATASETS.build("npz", root=write(tmp_path / "..", a=np.zeros((4, 2, 2), np.uint8)), levels=300)
+    content = Path(root).read_bytes()
+    for damaged in (content[:100], b"text", b"", content[:200] + b"\0" * 100 + content[300:]):
+        Path(root).write_bytes(damaged)
+        with refused(root, "not a readable .npz file"):
+            DATASETS.build("npz", root=root)
+    np.save(tmp_path / "one.npy", np.zeros((4, 2)))
+    with refused("one.npy", "numpy.savez"):
+        DATASETS.build("npz", root=str(tmp_path / "one.npy"))
+    (tmp_path / "evil.npz").write_bytes(pickle.dumps({"train": 1}))
+    with refused("evil.npz", "not a readable .npz file"):
+        DATASETS.build("npz", root=str(tmp_path / "evil.npz"))
+
+
+# Toys
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_toys_are_standardised_and_reproducible(name: str) -> None:
+    size = 40000
+    toy = DATASETS.build(name, num_samples=size, seed=4)
+    assert toy.train.shape == toy.test.shape == (size, 2)
+    assert toy.levels is None
+    for split in (toy.train, toy.test):
+        error = 5.0 * split.std(dim=0) / math.sqrt(size)
+        assert bool((split.mean(dim=0).abs() < error).all())
+        square = split.square().mean(dim=1)
+        assert abs(square.mean() - 1.0) < 5.0 * square.std() / math.sqrt(size)
+    again = DATASETS.build(name, num_samples=size, seed=4)
+    assert torch.equal(toy.train, again.train)
+    assert torch.equal(toy.test, again.test)
+    other = DATASETS.build(name, num_samples=size, seed=5)
+    assert not torch.equal(toy.train, other.train)
+    assert not torch.equal(toy.train, toy.test)
+
+
+def test_mixture_has_equal_modes_on_a_circle() -> None:
+    toy = DATASETS.build("mixture", num_samples=8000, modes=5, std=0.0)
+    places, counts = torch.unique((toy.train * 1000).round(), dim=0, return_counts=True)
+    assert len(places) == 5
+    assert bool((places.norm(dim=1) / 1000 - math.sqrt(2.0) < 1e-3).all())
+    assert float(((counts - 1600.0).square() / 1600.0).sum()) < 23.5  # χ² with 4 degrees of freedom, p = 1e-4
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("option", [{"num_samples": 0}, {"seed": -1}, {"seed": 0.5}, {"std": -0.1}, {"std": math.nan}])
+def test_toys_refuse_bad_options(name: str, option: dict[str, float]) -> None:
+    with refused(f"{next(iter(option))}="):
+        DATASETS.build(name, **option)
+
+
+def test_mixture_refuses_too_few_modes() -> None:
+    with refused("modes=2", "at least 3"):
+        DATASETS.build("mixture", modes=2)
+
+
+# Training batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 25])
+def test_train_batch_visits_each_example_once_an_epoch(batch_size: int) -> None:
+    train = torch.arange(10.0)[:, None] * 7
+    batches = [train_batch(train, batch_size, seed=0, step=step) for step in range(60)]
+    for x, indices in batches:
+        assert x.shape == (batch_size, 1)
+        assert indices.shape == (batch_size,)
+        assert torch.equal(x, train[indices])
+    stream = torch.cat([indices for _, indices in batches])
+    epochs = stream[: len(stream) // 10 * 10].reshape(-1, 10)
+    assert bool((epochs.sort(dim=1).values == torch.arange(10)).all())
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)  # no order twice
+
+
+def test_train_batch_is_a_function_of_seed_and_step() -> None:
+    train = torch.arange(1, 1348)[:, None]
+    forward = [train_batch(train, 100, 7, step)[0] for step in range(40)]
+    _epoch_order.cache_clear()  # as in a new process
+    for step in reversed(range(40)):
+        assert torch.equal(train_batch(train, 100, 7, step)[0], forward[step])
+    assert not torch.equal(train_batch(train, 100, 8, 0)[1], train_batch(train, 100, 7, 0)[1])
+    forward[0].zero_()  # a batch is a copy
+    assert int(train.min()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((0, 0, 0), "batch_size=0"),
+        ((2.0, 0, 0), "batch_size=2.0"),
+        ((1, -1, 0), "seed=-1"),
+        ((1, 0, -1), "step=-1"),
+    ],
+)
+def test_train_batch_refuses_bad_numbers(arguments: tuple[int, int, int], word: str) -> None:
+    with refused(word):
+        train_batch(torch.zeros(3, 1), *arguments)
+    with refused("(0, 1)"):
+        train_batch(torch.zeros(0, 1), 1, 0, 0)

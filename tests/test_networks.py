@@ -1,0 +1,180 @@
+"""Networks: shapes, zero start, sensitivity to every part of the input, size, meta device, bad options."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import InputError
+from sde_diffusion.networks import MLP, NETWORKS, UNet
+from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mlp": {"shape": (2,), "width": 16, "depth": 2},
+    "unet": {"shape": (1, 8, 8), "channels": 8, "num_blocks": 1},
+}
+
+LABELS = {
+    "999 t": 999.0 * torch.tensor([1e-3, 0.1, 0.5, 1.0]),
+    "index": torch.tensor([0.0, 1.0, 500.0, 999.0]),
+    "log sigma": torch.tensor([-4.6, -1.0, 0.0, 3.9]),
+}
+
+
+def awake(net: nn.Module, std: float = 0.3) -> nn.Module:
+    """Give the layers that start at zero random weights, so that the network does something."""
+    generator = torch.Generator().manual_seed(0)
+    for p in net.parameters():
+        if not p.detach().any():
+            nn.init.normal_(p, std=std, generator=generator)
+    return net.eval()
+
+
+def inputs(net_name: str, batch: int = 4) -> Tensor:
+    return torch.randn(batch, *SMALL[net_name]["shape"], generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_every_network_builds_from_its_shape_alone_and_starts_at_zero(name: str) -> None:
+    net = NETWORKS.build(name, shape=SMALL[name]["shape"])
+    x = inputs(name)
+    out = net(x, LABELS["999 t"])
+    assert out.shape == x.shape
+    assert not out.any()
+    assert net(x[:1], LABELS["999 t"][:1]).shape == x[:1].shape
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+@pytest.mark.parametrize("kind", LABELS)
+def test_output_depends_on_the_label_and_on_every_pixel(name: str, kind: str) -> None:
+    net = awake(NETWORKS.build(name, **SMALL[name]))
+    x = inputs(name)[:1].expand(4, *SMALL[name]["shape"])
+    out = net(x, LABELS[kind])
+    assert out.isfinite().all()
+    for i in range(3):
+        assert (out[i] - out[i + 1]).abs().max() > 1e-3, f"labels {LABELS[kind][i : i + 2]} look alike"
+    one = x[:1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(one, LABELS[kind][:1]).sum(), one)
+    assert (gradient != 0).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_examples_do_not_see_each_other(name: str) -> None:
+    net = awake(NETWORKS.build(name, **SMALL[name]))
+    x, label = inputs(name), LABELS["999 t"]
+    alone = torch.cat([net(x[i : i + 1], label[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_every_parameter_is_trained(name: str) -> None:
+    net = awake(NETWORKS.build(name, **SMALL[name]))
+    net(inputs(name), LABELS["999 t"]).square().sum().backward()
+    idle = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+@pytest.mark.parametrize("embedding", ["sinusoidal", "fourier"])
+def test_meta_device_build_takes_on_saved_weights(name: str, embedding: str) -> None:
+    saved = awake(NETWORKS.build(name, embedding=embedding, **SMALL[name]))
+    with torch.device("meta"):
+        net = NETWORKS.build(name, embedding=embedding, **SMALL[name])
+    assert net(inputs(name).to("meta"), torch.ones(4, device="meta")).shape == inputs(name).shape
+    net = net.to_empty(device="cpu").eval()
+    net.load_state_dict(saved.state_dict())
+    torch.testing.assert_close(net(inputs(name), LABELS["log sigma"]), saved(inputs(name), LABELS["log sigma"]))
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_dropout_acts_in_training_only(name: str) -> None:
+    net = awake(NETWORKS.build(name, dropout=0.5, **SMALL[name]))
+    x, label = inputs(name), LABELS["999 t"]
+    assert torch.equal(net(x, label), net(x, label))
+    net.train()
+    assert not torch.equal(net(x, label), net(x, label))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mults"),
+    [
+        ((1, 8, 8), (1, 2)),
+        ((1, 28, 28), (1, 2, 2)),
+        ((3, 32, 32), (1, 2, 2, 2)),
+        ((4, 12, 8), (2, 1, 1)),
+        ((2, 9, 7), (1,)),
+    ],
+)
+def test_unet_serves_many_shapes(shape: tuple[int, ...], mults: tuple[int, ...]) -> None:
+    net = awake(UNet(shape, channels=8, channel_mults=mults, num_blocks=1, attention=(7, 8)))
+    x = torch.randn(2, *shape)
+    assert net(x, torch.tensor([3.0, 700.0])).shape == x.shape
+
+
+def test_parameter_counts_follow_from_the_architecture() -> None:
+    def count(net: nn.Module) -> int:
+        return sum(p.numel() for p in net.parameters())
+
+    d, w = 2, 16
+    dense = w * w + w
+    assert count(MLP((d,), width=w, depth=3)) == (d * w + w) + 2 * dense + 3 * (3 * dense + 2 * w) + 2 * w + (w * d + d)
+
+    def conv(a: int, b: int, k: int = 3) -> int:
+        return a * b * k * k + b
+
+    def block(a: int, b: int) -> int:
+        return 2 * a + conv(a, b) + (4 * c * b + b) + 2 * b + conv(b, b) + (conv(a, b, 1) if a != b else 0)
+
+    c = 8
+    time = (c * 4 * c + 4 * c) + (4 * c * 4 * c + 4 * c)
+    attention = 2 * 2 * c + conv(2 * c, 6 * c, 1) + conv(2 * c, 2 * c, 1)
+    down = block(c, c) + block(c, 2 * c)
+    up = block(4 * c, 2 * c) + block(3 * c, c)
+    ends = conv(1, c) + 2 * c + conv(c, 1)
+    net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=1, attention=())
+    assert count(net) == time + down + 2 * block(2 * c, 2 * c) + attention + up + ends
+    assert count(UNet((1, 8, 8), channels=c, num_blocks=1, attention=(4,))) == count(net) + 2 * attention
+
+
+def test_embeddings_have_the_stated_waves() -> None:
+    label = torch.tensor([0.0, 1.0, 999.0])
+    waves = Sinusoidal(8)(label)
+    torch.testing.assert_close(waves[:, 0], label.sin())  # the shortest wave
+    torch.testing.assert_close(waves[:, 3], (label * 1e-4).sin())  # the longest
+    torch.testing.assert_close(waves[:, :4] ** 2 + waves[:, 4:] ** 2, torch.ones(3, 4))
+    torch.manual_seed(0)
+    fourier = GaussianFourier(4000, scale=16.0)
+    assert abs(fourier.frequencies.std() - 16.0) < 4 * 16.0 / (2 * 2000) ** 0.5
+    assert "frequencies" in fourier.state_dict()
+    assert list(fourier.parameters()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("unet", {"shape": (1, 8)}, r"shape=\(1, 8\): expected \(channels, height, width\)"),
+        ("unet", {"shape": (1, 0, 8)}, r"shape=\(1, 0, 8\)"),
+        ("unet", {"channel_mults": (1, 2, 2, 2, 2)}, "expected sides divisible by 16 for 5 levels; give fewer"),
+        ("unet", {"shape": (1, 28, 28), "channel_mults": (1, 2, 2, 2)}, "expected sides divisible by 8 for 4 levels"),
+        ("unet", {"channel_mults": ()}, r"channel_mults=\(\)"),
+        ("unet", {"channel_mults": (1, 0)}, r"channel_mults=\(1, 0\)"),
+        ("unet", {"channel_mults": "12"}, "channel_mults='12'"),
+        ("unet", {"channels": 10}, "channels=10: expected a multiple of 4"),
+        ("unet", {"channels": 2}, "channels=2: expected a whole number of at least 4"),
+        ("unet", {"num_blocks": 0}, "num_blocks=0"),
+        ("unet", {"attention": (4.0,)}, r"attention=\(4\.0,\)"),
+        ("unet", {"dropout": 1.5}, "dropout=1.5"),
+        ("unet", {"embedding": "fourrier"}, "embedding='fourrier': unknown; did you mean 'fourier'"),
+        ("unet", {"chanels": 32}, "did you mean 'channels'"),
+        ("mlp", {"shape": ()}, r"shape=\(\)"),
+        ("mlp", {"shape": 2}, "shape=2"),
+        ("mlp", {"width": 2}, "width=2"),
+        ("mlp", {"width": 5}, "features=5: expected an even number"),
+        ("mlp", {"depth": True}, "depth=True"),
+    ],
+)
+def test_bad_options_are_one_clear_line(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        NETWORKS.build(name, **{"shape": SMALL[name]["shape"], **options})
+    assert "\n" not in str(caught.value)
