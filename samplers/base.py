@@ -84,9 +84,11 @@ class Sampler(ABC):
     What a sampler declares about itself is checked by measurement, over the registry:
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
         reference: author, year, arXiv id, equation.
+        valid_sdes: "all", or the names of the SDEs it is valid on; it refuses others with a clear line.
     """
 
     host_bound: ClassVar[bool] = False
+    valid_sdes: ClassVar[str] = "all"
     reference: ClassVar[str]
 
     t_min: float = 0.0
@@ -179,6 +181,11 @@ class Sampler(ABC):
     @abstractmethod
     def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
         """Integrate from T to the end."""
+
+
+def ode_times(start: float, stop: float, denoise: bool) -> Tensor:
+    """Return start, stop and, for a denoising step, 0: all that a solver with times of its own can report."""
+    return torch.tensor([start, stop, 0.0][: 3 if denoise else 2], dtype=torch.float64)
 
 
 def check_finite(x: Tensor, sampler: Sampler) -> None:

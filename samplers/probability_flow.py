@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite
+from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite, ode_times
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.ode import ODE_METHODS, solve_ode
-from sde_diffusion.reverse import probability_flow_drift
+from sde_diffusion.ops import expand
+from sde_diffusion.reverse import ProbabilityFlow as Flow
 from sde_diffusion.types import Callback, NoiseFn
 
 
 @SAMPLERS.register("probability_flow")
 @dataclass(frozen=True, kw_only=True)
 class ProbabilityFlow(Sampler):
-    """dx/dt = f x − ½ g² score by an embedded Runge-Kutta pair, on the denoiser's device.
+    """dx/dt = f x − ½ g² score by an embedded Runge-Kutta pair in the angle atan(σ/α), on the denoiser's device.
 
     Args:
-        rtol, atol: tolerances of a sample's root mean square error a step.
+        rtol, atol: tolerances of a sample's root mean square error a step, in units of the state's size √(α² + σ²).
         method: "dopri5" or "bosh3".
         max_steps: step attempts after which the solve is given up.
 
@@ -46,22 +46,30 @@ class ProbabilityFlow(Sampler):
         require_int("max_steps", self.max_steps, 1)
 
     def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
-        start, stop = denoiser.sde.T, self.stop_time(denoiser.sde)
-        times = torch.tensor([start, stop, 0.0][: 3 if self.denoise else 2], dtype=torch.float64)
+        times = ode_times(denoiser.sde.T, self.stop_time(denoiser.sde), self.denoise)
+        flow = Flow(denoiser)
+        radius, angle = flow.radius(times[:2]), flow.angle(times[:2])
+        seen: Callback | None = None
         if callback is not None:
             callback(0, times[0], x)
+            report = callback
+
+            def seen(step: int, phi: Tensor, w: Tensor) -> None:
+                t = flow.time(phi)
+                report(step, t, w * expand(flow.radius(t), w))
+
         solution = solve_ode(
-            lambda t, y: probability_flow_drift(denoiser, y, t),
-            x,
-            start,
-            stop,
+            flow,
+            x / radius[0],
+            angle[0],
+            angle[1],
             rtol=self.rtol,
             atol=self.atol,
             method=self.method,
             max_steps=self.max_steps,
-            on_step=callback,
+            on_step=seen,
         )
-        x, nfe = solution.y, solution.nfe
+        x, nfe = solution.y * radius[1], solution.nfe
         if self.denoise:
             x, nfe = denoiser(x, times[1]).x0, nfe + 1
         check_finite(x, self)

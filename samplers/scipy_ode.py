@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite
+from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite, ode_times
 from sde_diffusion.errors import InputError, require, require_float
-from sde_diffusion.reverse import probability_flow_drift
+from sde_diffusion.reverse import ProbabilityFlow as Flow
 from sde_diffusion.types import Callback, NoiseFn
 
 SCIPY_METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
@@ -53,28 +53,28 @@ class SciPyODE(Sampler):
     def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
         from scipy.integrate import solve_ivp
 
-        start, stop = denoiser.sde.T, self.stop_time(denoiser.sde)
-        times = torch.tensor([start, stop, 0.0][: 3 if self.denoise else 2], dtype=torch.float64)
+        times = ode_times(denoiser.sde.T, self.stop_time(denoiser.sde), self.denoise)
+        flow = Flow(denoiser)
+        radius, angle = flow.radius(times[:2]), flow.angle(times[:2])
         calls = 0
 
         def state(y: Any) -> Tensor:
             return torch.as_tensor(y, dtype=x.dtype).to(x.device).reshape(x.shape)
 
-        def drift(t: float, y: Any) -> Any:
+        def slope(phi: float, y: Any) -> Any:
             nonlocal calls
-            now, here = torch.tensor(t, dtype=torch.float64), state(y)
+            now, w = torch.tensor(phi, dtype=torch.float64), state(y)
             if callback is not None:
-                callback(calls, now, here)
+                callback(calls, flow.time(now), w * flow.radius(flow.time(now)))
             calls += 1
-            return probability_flow_drift(denoiser, here, now).double().cpu().numpy().reshape(-1)
+            return flow(now, w).double().cpu().numpy().reshape(-1)
 
-        y0 = x.double().cpu().numpy().reshape(-1)
-        solution = solve_ivp(drift, (start, stop), y0, method=self.method, rtol=self.rtol, atol=self.atol)
+        y0 = (x / radius[0]).double().cpu().numpy().reshape(-1)
+        solution = solve_ivp(slope, tuple(angle.tolist()), y0, method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success or not np.isfinite(solution.y[:, -1]).all():
-            raise InputError(
-                f"method={self.method!r}: SciPy's solver gave up at t={solution.t[-1]:.6g}: {solution.message}"
-            )
-        x = state(solution.y[:, -1])
+            reached = float(flow.time(torch.tensor(solution.t[-1])))
+            raise InputError(f"method={self.method!r}: SciPy's solver gave up at t={reached:.6g}: {solution.message}")
+        x = state(solution.y[:, -1]) * radius[1]
         if self.denoise:
             x = denoiser(x, times[1]).x0
         check_finite(x, self)

@@ -18,8 +18,8 @@ import sde_diffusion
 from sde_diffusion.errors import InputError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there: a kill leaves the old file or the new."""
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there: a kill leaves the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")  # keeps the suffix, which some writers go by
     try:

@@ -170,7 +170,7 @@ class Importance(TimeDistribution):
         u = (torch.arange(len(u), device=u.device) + u) / len(u)
         ends = torch.tensor([self.t_min, sde.T], dtype=torch.float64, device=u.device)
         high, low = sde.log_snr(ends).unbind()
-        t = sde.time_of_log_snr(high + u * (low - high), self.t_min)
+        t = sde.time_of_log_snr(high + u * (low - high))
         density = (sde.coefficients(t)[1] / sde.sigma(t)) ** 2 / (high - low)
         return t, 1.0 / (density * (sde.T - self.t_min))
 

@@ -11,29 +11,56 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.ops import expand
 from sde_diffusion.types import DenoiserLike
 
 
-def reverse_drift(denoiser: DenoiserLike, x: Tensor, t: Tensor, noise_level: float = 1.0) -> Tensor:
-    """Return f x − ½ (1 + noise_level²) g² score, shape (B, *).
+def reverse_drift(denoiser: DenoiserLike, x: Tensor, t: Tensor) -> Tensor:
+    """Return the drift f x − g² score of the reverse SDE, shape (B, *), at ``x`` (B, *) and ``t`` (() or (B,))."""
+    f, g = denoiser.sde.coefficients(t)
+    return expand(f, x) * x - expand(g**2, x) * denoiser(x, t).score
+
+
+class ProbabilityFlow:
+    """The probability-flow ODE in the angle φ = atan(σ/α), where it is the same for every SDE.
+
+    With r = √(α² + σ²), α = r cos φ, σ = r sin φ and the state w = x/r = cos φ x₀ + sin φ ε,
+
+        dw/dφ = cos φ ε̂ − sin φ x̂₀.
+
+    Neither f nor g appears: states and slopes have unit size under every SDE, and coefficients that jump (a discrete
+    chain's) or vary fast do not disturb an adaptive solver. Time is recovered from log SNR = −2 log tan φ.
+
+    References:
+        T. Salimans, J. Ho, 2022, arXiv:2202.00512, Appendix D (the angle, for VP); Song et al. 2021, Eq. 13.
 
     Args:
-        x: state, shape (B, *).
-        t: time, shape () or (B,).
-        noise_level: the SDE's noise as a multiple of g: 1 is the reverse SDE, 0 the probability-flow ODE (any value
-            has the same marginals; Karras et al. 2022, arXiv:2206.00364, Eq. 6).
+        denoiser: the model.
     """
-    f, g = denoiser.sde.coefficients(t)
-    half = 0.5 * (1.0 + noise_level**2)
-    return expand(f, x) * x - expand(half * g**2, x) * denoiser(x, t).score
 
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        self.denoiser = denoiser
 
-def probability_flow_drift(denoiser: DenoiserLike, x: Tensor, t: Tensor) -> Tensor:
-    """Return the drift f x − ½ g² score of the probability-flow ODE, shape (B, *)."""
-    return reverse_drift(denoiser, x, t, noise_level=0.0)
+    def angle(self, t: Tensor) -> Tensor:
+        """Return φ at times ``t``."""
+        return torch.atan2(self.denoiser.sde.sigma(t), self.denoiser.sde.alpha(t))
+
+    def time(self, angle: Tensor) -> Tensor:
+        """Return the times at which the angle is φ."""
+        return self.denoiser.sde.time_of_log_snr(-2.0 * angle.tan().log())
+
+    def radius(self, t: Tensor) -> Tensor:
+        """Return r = √(α² + σ²) at times ``t``."""
+        return (self.denoiser.sde.alpha(t) ** 2 + self.denoiser.sde.sigma(t) ** 2).sqrt()
+
+    def __call__(self, angle: Tensor, w: Tensor) -> Tensor:
+        """Return dw/dφ, shape (B, *), at angles () or (B,) and states ``w`` (B, *); one network evaluation."""
+        t = self.time(angle)
+        prediction = self.denoiser(w * expand(self.radius(t), w), t)
+        return expand(angle.cos(), w) * prediction.eps - expand(angle.sin(), w) * prediction.x0
 
 
 class TorchSDEReverse:

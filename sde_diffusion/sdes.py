@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require, require_float, require_int
@@ -61,16 +62,13 @@ class SDE(ABC):
         """Log signal-to-noise ratio λ(t) = log(α²/σ²), strictly decreasing."""
         return 2.0 * (self.alpha(t).log() - self.sigma(t).log())
 
-    def time_of_log_snr(self, log_snr: Tensor, t_min: float | None = None) -> Tensor:
-        """Return the time at which :meth:`log_snr` takes the given value, by bisection in float64.
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """Return the time at which :meth:`log_snr` takes the given value, in its shape and dtype.
 
-        Args:
-            log_snr: values λ, any shape; those beyond the ends give the ends.
-            t_min: the lower end of the search, by default the SDE's own.
+        By bisection on (0, T], which serves any SDE; those of this file have closed forms.
         """
-        low = torch.full_like(log_snr, self.t_min if t_min is None else t_min, dtype=torch.float64)
-        high = torch.full_like(log_snr, self.T, dtype=torch.float64)
-        for _ in range(60):  # halves [t_min, T] to below float64 resolution
+        low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.T)
+        for _ in range(60):  # halves T to below float64 resolution
             middle = 0.5 * (low + high)
             early = self.log_snr(middle) > log_snr
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
@@ -121,6 +119,10 @@ class _LinearRate(SDE):
     def _integral(self, t: Tensor) -> Tensor:
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
+    def _time_of_integral(self, integral: Tensor) -> Tensor:
+        slope = self.beta_max - self.beta_min
+        return 2.0 * integral / (self.beta_min + (self.beta_min**2 + 2.0 * slope * integral).sqrt())
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self._integral(t))
 
@@ -145,6 +147,9 @@ class VPSDE(_LinearRate):
 
     def sigma(self, t: Tensor) -> Tensor:
         return (-torch.expm1(-self._integral(t))).sqrt()
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self._time_of_integral(F.softplus(-log_snr))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = self._beta(t)
@@ -171,6 +176,9 @@ class SubVPSDE(_LinearRate):
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self._integral(t))
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self._time_of_integral(2.0 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = self._beta(t)
@@ -215,6 +223,9 @@ class VESDE(SDE):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(t * self._log_ratio)
 
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self._log_ratio
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), self.sigma(t) * math.sqrt(2.0 * self._log_ratio)
 
@@ -256,6 +267,11 @@ class CosineVPSDE(SDE):
     def sigma(self, t: Tensor) -> Tensor:
         gap = t * (0.5 * math.pi / (1.0 + self.offset))  # θ − θ₀ without cancellation
         return (gap.sin() * (gap + 2.0 * self._theta_0).sin()).sqrt() / math.cos(self._theta_0)
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        cos_0, sin_0 = math.cos(self._theta_0), math.sin(self._theta_0)
+        cos, sin = (log_snr.sigmoid() * cos_0**2).sqrt(), ((-log_snr).sigmoid() * cos_0**2 + sin_0**2).sqrt()
+        return torch.atan2(sin, cos) * ((1.0 + self.offset) / (0.5 * math.pi)) - self.offset
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         half_beta = self._theta(t).tan() * (0.5 * math.pi / (1.0 + self.offset))
@@ -320,6 +336,12 @@ class DDPMChain(SDE):
         i = index.long()
         table, rates = (a.to(device=t.device, dtype=t.dtype) for a in (self._integrals, self._log_rates))
         return table[i] + (position - index) * rates[i]
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        integral = F.softplus(-log_snr)
+        table, rates = (a.to(integral) for a in (self._integrals, self._log_rates))
+        i = torch.searchsorted(table, integral.contiguous()).clamp(1, self.num_train_steps) - 1
+        return (i + (integral - table[i]) / rates[i]) / self.num_train_steps
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self._integral(t))

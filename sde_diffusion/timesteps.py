@@ -46,7 +46,7 @@ def quadratic(sde: SDE, num_points: int, t_min: float) -> Tensor:
 def log_snr(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in log(α²/σ²) (Lu et al. 2022, arXiv:2206.00927, Section 3.3)."""
     first, last = sde.log_snr(_ends(sde, t_min))
-    return sde.time_of_log_snr(first + (last - first) * _ramp(num_points), t_min)
+    return sde.time_of_log_snr(first + (last - first) * _ramp(num_points))
 
 
 @GRIDS.register("karras")
@@ -54,7 +54,7 @@ def karras(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in (σ/α)^{1/ρ} with ρ = 7 (Karras et al. 2022, arXiv:2206.00364, Eq. 5)."""
     first, last = torch.exp(sde.log_snr(_ends(sde, t_min)) / -14.0)
     root = first + (last - first) * _ramp(num_points)
-    return sde.time_of_log_snr(-14.0 * root.log(), t_min)
+    return sde.time_of_log_snr(-14.0 * root.log())
 
 
 @GRIDS.register("indices")

@@ -118,7 +118,9 @@ def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
         if not isinstance(node, ConfigDict) or key not in node:
             known = sorted(node.keys()) if isinstance(node, ConfigDict) else []
             where = ".".join(["config", *path[:depth]])
-            raise InputError(f"--config.{'.'.join(path)}: no such key{hint(key, known)} {where} has: {', '.join(known)}")
+            raise InputError(
+                f"--config.{'.'.join(path)}: no such key{hint(key, known)} {where} has: {', '.join(known)}"
+            )
         node = node[key]
 
 

@@ -26,7 +26,7 @@ def usage() -> str:
     """Return the help of the program."""
     rows = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
     return (
-        f"sde-diffusion {sde_diffusion.__version__}: score-based diffusion models as stochastic differential equations\n\n"
+        f"sde-diffusion {sde_diffusion.__version__}: score-based diffusion models as SDEs\n\n"
         f"usage: sde-diffusion COMMAND [--flag=value …]\n\n{rows}\n\n"
         "sde-diffusion COMMAND --help lists the flags of a command."
     )

@@ -67,7 +67,9 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
     """
     folder = checkpoints.newest(workdir)
     if not (workdir / CONFIG_FILE).exists():
-        raise InputError(f"workdir={str(workdir)!r}: has checkpoints but no {CONFIG_FILE}; restore it from the training")
+        raise InputError(
+            f"workdir={str(workdir)!r}: has checkpoints but no {CONFIG_FILE}; restore it from the training"
+        )
     data = read_json(workdir / CONFIG_FILE).get("data", {})
     shape = tuple(data.get("shape", ()))
     if not shape:

@@ -6,7 +6,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import samplers
-from sde_diffusion.sdes import SDES
 
 HEADER = ("name", "order", "NFE a step", "stochastic", "valid SDEs", "reference")
 
@@ -17,19 +16,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def rows() -> list[tuple[str, ...]]:
     """Return the table of registered samplers with their default options, without the header."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for name in samplers.names():
         sampler = samplers.build(name)
         order = "adaptive" if sampler.order is None else f"{sampler.order:g}"
         nfe = "adaptive" if sampler.nfe_per_step is None else str(sampler.nfe_per_step)
-        valid = "all" if set(SDES.names()) == set(valid_sdes(name)) else ", ".join(valid_sdes(name))
-        table.append((name, order, nfe, "yes" if sampler.stochastic else "no", valid, sampler.reference))
+        table.append((name, order, nfe, "yes" if sampler.stochastic else "no", sampler.valid_sdes, sampler.reference))
     return table
-
-
-def valid_sdes(name: str) -> list[str]:
-    """Return the SDEs on which a sampler works: so far, each on all."""
-    return SDES.names()
 
 
 def markdown() -> str:

@@ -14,13 +14,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.analytic import Gaussian, GaussianMixture
+from sde_diffusion.errors import InputError
 from sde_diffusion.sdes import SDE
 from sde_diffusion.types import DenoiserLike, NoiseFn
 
@@ -163,3 +165,94 @@ def check_mixture(x: Tensor, sde: SDE, t_end: float) -> MixtureCheck:
         mean_z=float((centred.mean(dim=0).abs() / (variance / len(x)).sqrt()).max()),
         std_z=float((((centred**2).mean(dim=0) - variance).abs() / std_error).max()),
     )
+
+
+LADDER = (64, 128, 256)
+"""Step counts of the convergence measurement, on a uniform grid from T to ``T_END``."""
+TOLERANCES = (1e-3, 1e-5, 1e-7)
+"""Tolerances of the convergence measurement of samplers that choose their own steps."""
+T_END = 0.2
+"""End of the convergence measurement: steps are then small against the time at which f and g vary."""
+SLACK = 0.15
+"""By how much the slope of the finest pair may fall short of the declared order: what is left of higher terms."""
+MIXTURE_SAMPLES, MIXTURE_T_END = 2000, 0.02
+MIXTURE_STEPS = {1: 500, 2: 80}
+"""Steps on the mixture by weak order: the bias is then below the sampling error of its 2,000 samples."""
+SMALLEST_P, LARGEST_Z = 1e-4, 5.0
+"""Bounds on χ² and on |z|: a correct sampler fails one of some fifty checks in one of a hundred runs."""
+
+BuildFn = Callable[..., Any]
+"""``build(**options)`` makes the sampler under test."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured of one sampler on one SDE.
+
+    Attributes:
+        declared: the order it declares; None for a sampler that chooses its own steps.
+        expected: the order it must show here: at most 1 where the SDE's coefficients jump and the order is above 1.
+        measured: slope of the error over the finest pair of step counts (of log error over log tolerance if adaptive).
+        error: error on the Gaussian with the finest steps, in standard deviations.
+        mixture: the check on the mixture.
+    """
+
+    declared: float | None
+    expected: float
+    measured: float
+    error: float
+    mixture: MixtureCheck
+
+    @property
+    def failures(self) -> list[str]:
+        """Return what is wrong, in words; empty for a sampler that passes."""
+        found = []
+        if not self.measured >= self.expected - SLACK and not self.error < 1e-9:
+            found.append(f"order {self.measured:.2f} is below {self.expected:g}")
+        if self.declared is None and not self.error < 1e-3:
+            found.append(f"error {self.error:.1e} at tolerance {TOLERANCES[-1]:g}")
+        if not self.mixture.chi2_p >= SMALLEST_P:
+            found.append(f"mode weights off by {self.mixture.weight_error:.3f} (p = {self.mixture.chi2_p:.1e})")
+        if not max(self.mixture.mean_z, self.mixture.std_z) <= LARGEST_Z:
+            found.append(f"moments off by {max(self.mixture.mean_z, self.mixture.std_z):.1f} standard errors")
+        return found
+
+
+def certify(build: BuildFn, options: Collection[str], sde: SDE, seed: int = 0) -> Certificate:
+    """Measure one sampler on one SDE.
+
+    Args:
+        build: makes the sampler; called with ``t_min``, ``denoise``, and of ``num_steps``, ``grid``, ``rtol``, ``atol``
+            those that it has.
+        options: the names of its options.
+        seed: of the samples of the mixture.
+
+    Raises:
+        InputError: if it can be refined neither by ``num_steps`` nor by ``rtol``.
+    """
+    fixed = {"denoise": False}
+    if "num_steps" in options:
+        on_grid = {"grid": "uniform"} if "grid" in options else {}
+        ladder = [build(num_steps=n, t_min=T_END, **on_grid, **fixed) for n in LADDER]
+        refinement = LADDER[-1] / LADDER[-2]
+    elif "rtol" in options:
+        ladder = [build(rtol=tol, atol=tol, t_min=T_END, **fixed) for tol in TOLERANCES]
+        refinement = TOLERANCES[-2] / TOLERANCES[-1]
+    else:
+        raise InputError("sampler: expected an option num_steps or rtol to refine it by")
+
+    def error(sampler: Any) -> float:
+        run = lambda denoiser, x, noise: sampler.sample(denoiser, x, noise).x  # noqa: E731
+        return gaussian_error(run, sde, T_END, sampler.limit_variance).total
+
+    errors = [error(sampler) for sampler in ladder]
+    measured = math.log(errors[-2] / max(errors[-1], 1e-300)) / math.log(refinement)
+    declared = ladder[-1].order
+    # An adaptive solver's error follows its tolerance, with fluctuations: half a power of it is asked for.
+    expected = 0.5 if declared is None else declared if sde.smooth else min(declared, 1.0)
+
+    steps = {"num_steps": MIXTURE_STEPS[2 if (declared or 1) >= 2 else 1]} if "num_steps" in options else {}
+    final = build(t_min=MIXTURE_T_END, **steps, **fixed)
+    shape = (MIXTURE_SAMPLES, *three_modes().shape)
+    x = final.draw(three_modes().denoiser(sde), shape, seed, dtype=torch.float64).x
+    return Certificate(declared, expected, measured, errors[-1], check_mixture(x, sde, MIXTURE_T_END))

@@ -1,6 +1,6 @@
 """Checkpoints: a folder of safetensors and one JSON each, written whole or not at all.
 
-    checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safetensors  state.json
+checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safetensors  state.json
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path}: not a readable safetensors file ({error}); delete the folder {path.parent.name} to go on from the "
+            f"{path}: not a readable safetensors file ({error}); delete the folder {path.parent.name} to use the "
             "checkpoint before it"
         ) from None
 

@@ -13,10 +13,10 @@ from sde_diffusion.errors import require_float
 class EMA:
     """A copy of a network whose weights trail those in training.
 
-    After update n (counted from 0) the weight of the past is min(decay, (1 + n)/(10 + n)), so that early averages are not
-    dominated by the random start.
+    After update n (counted from 0) the weight of the past is min(decay, (1 + n)/(10 + n)), so that the average is not
+    dominated early by the random start.
 
-    ``torch.optim.swa_utils.AveragedModel`` is not used because it reads its counter back from the device at every update.
+    ``torch.optim.swa_utils.AveragedModel`` is not used: it reads its counter back from the device at each update.
 
     Args:
         network: the network in training.
