@@ -98,9 +98,13 @@ def draw(
     batch_size: int,
     seed: int,
     quiet: bool,
-    description: str = "sample",
+    with_strip: bool = False,
 ) -> Drawn:
-    """Draw samples 0 … ``num_samples − 1`` of a seed in batches, with a progress bar over solver steps."""
+    """Draw samples 0 … ``num_samples − 1`` of a seed in batches, with a progress bar over solver steps.
+
+    Args:
+        with_strip: keep the first samples' states on their way.
+    """
     from tqdm import tqdm
 
     sde = run.denoiser.sde
@@ -111,12 +115,12 @@ def draw(
     batches = -(-num_samples // batch_size)
     total = steps * batches if steps else None
     start = time.perf_counter()
-    with tqdm(total=total, unit="step", disable=quiet, desc=description, leave=False) as progress:
+    with tqdm(total=total, unit="step", disable=quiet, desc="sample", leave=False) as progress:
         for first in range(0, num_samples, batch_size):
 
             def see(step: int, t: Tensor, x: Tensor, first: int = first) -> None:
                 progress.update(int(step > 0))
-                if first == 0:
+                if with_strip and first == 0:
                     now = t.reshape(-1)[:STRIP_ROWS].double()
                     scale = (sde.alpha(now) ** 2 + sde.sigma(now) ** 2).rsqrt()  # unit size at all noise levels
                     shown = x[:STRIP_ROWS].double().cpu() * scale.cpu().reshape(-1, *[1] * (x.ndim - 1))
@@ -128,7 +132,7 @@ def draw(
             parts.append(result.x.cpu())
             nfe.append(result.nfe_per_sample.cpu())
     seconds = time.perf_counter() - start
-    chosen = np.linspace(0, len(strip) - 1, min(STRIP_COLUMNS, len(strip))).round().astype(int)
+    chosen = torch.linspace(0, max(len(strip) - 1, 0), min(STRIP_COLUMNS, len(strip))).round().long().tolist()
     return Drawn(torch.cat(parts), float(torch.cat(nfe).double().mean()), seconds, [strip[i] for i in chosen])
 
 
@@ -143,7 +147,9 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     sampler = configuration.build_sampler(config, values.sampler, values.steps)
     name = values.sampler or config.sampler.name
     loaded = load_run(workdir, config, device)
-    drawn = draw(sampler, loaded, device, values.num_samples, values.batch_size, config.seed, values.quiet)
+    drawn = draw(
+        sampler, loaded, device, values.num_samples, values.batch_size, config.seed, values.quiet, values.trajectory
+    )
     facts = provenance(
         device,
         seed=config.seed,

@@ -209,7 +209,7 @@ class Certificate:
         found = []
         if not self.measured >= self.expected - SLACK and not self.error < 1e-9:
             found.append(f"order {self.measured:.2f} is below {self.expected:g}")
-        if self.declared is None and not self.error < 1e-3:
+        if self.declared is None and not self.error < 100.0 * TOLERANCES[-1]:
             found.append(f"error {self.error:.1e} at tolerance {TOLERANCES[-1]:g}")
         if not self.mixture.chi2_p >= SMALLEST_P:
             found.append(f"mode weights off by {self.mixture.weight_error:.3f} (p = {self.mixture.chi2_p:.1e})")
