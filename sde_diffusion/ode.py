@@ -138,7 +138,7 @@ def solve_ode(
         keep = ops.column(accepted, y)
         t = torch.where(accepted, t_new, t)
         y, k = torch.where(keep, y_new, y), torch.where(keep, ks[-1], k)
-        stuck = retry & (size < smallest)
+        stuck = retry & ~(size >= smallest)  # NaN is stuck too
         y = torch.where(ops.column(stuck, y), torch.full_like(y, torch.nan), y)
         done = done | (t == end) | stuck
         if on_step is not None:

@@ -1,0 +1,18 @@
+"""Shared by all tests: every registered SDE, and times as samplers pass them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sde_diffusion.sdes import SDE, SDES
+
+
+@pytest.fixture(params=SDES.names())
+def sde(request: pytest.FixtureRequest) -> SDE:
+    return SDES.build(request.param)
+
+
+def time(value: float) -> torch.Tensor:
+    """A time as samplers pass it: 0-dimensional, float64, CPU."""
+    return torch.tensor(value, dtype=torch.float64)

@@ -1,0 +1,72 @@
+"""The adaptive solver: accuracy, independence of neighbours, counts, failures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde_diffusion as sd
+from sde_diffusion.ode import ODE_METHODS, solve_ode
+from tests.conftest import time
+
+
+def oscillator(rates: Tensor) -> object:
+    """y'' = −ω² y for each sample its own ω, as (y, y'/ω)."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return rates[: len(y), None] * torch.stack([y[:, 1], -y[:, 0]], dim=1)
+
+    return f
+
+
+@pytest.mark.parametrize("method", ODE_METHODS)
+def test_error_follows_the_tolerance(method: str) -> None:
+    rates = torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64)
+    y0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(3, 2)
+    exact = torch.stack([(2 * rates).cos(), -(2 * rates).sin()], dim=1)
+    errors = []
+    for tol in (1e-4, 1e-6, 1e-8):
+        solution = solve_ode(oscillator(rates), y0, time(0.0), time(2.0), rtol=tol, atol=tol, method=method)  # type: ignore[arg-type]
+        errors.append(float((solution.y - exact).abs().max()))
+        assert errors[-1] < 200 * tol  # error per step tol, up to some 200 steps at the fastest rate
+    assert errors[0] / errors[2] > 1e3
+    assert torch.equal(solution.nfe, solution.nfe.sort().values)
+    backwards = solve_ode(oscillator(rates), solution.y, time(2.0), time(0.0), rtol=1e-8, atol=1e-8)  # type: ignore[arg-type]
+    torch.testing.assert_close(backwards.y, y0, rtol=0, atol=1e-5)
+
+
+def test_a_sample_does_not_feel_its_neighbours() -> None:
+    """Same bits and same count alone and beside samples that are 50 times stiffer."""
+    rates = torch.tensor([2.0, 100.0, 2.0, 0.1], dtype=torch.float64)
+    y0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(4, 2)
+    together = solve_ode(oscillator(rates), y0, time(0.0), time(1.0))  # type: ignore[arg-type]
+    alone = solve_ode(oscillator(rates[:1]), y0[:1], time(0.0), time(1.0))  # type: ignore[arg-type]
+    assert torch.equal(together.y[0], alone.y[0])
+    assert together.nfe[0] == together.nfe[2] == alone.nfe[0]
+    assert together.nfe[1] > 5 * together.nfe[0] > 5 * together.nfe[3]
+    assert together.evaluations == together.nfe.max() == together.nfe[1]
+
+
+def test_counts_are_those_of_the_calls() -> None:
+    calls = 0
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return -y
+
+    solution = solve_ode(f, torch.ones(2, 1), time(0.0), time(1.0))
+    assert solution.evaluations == calls
+    assert (solution.nfe == 2 + 6 * ((calls - 2) // 6)).all()
+
+
+def test_failures() -> None:
+    y = torch.ones(1, 1, dtype=torch.float64)
+    blow_up = solve_ode(lambda t, y: y**2 + torch.nan, y, time(0.0), time(2.0))
+    assert torch.isnan(blow_up.y).all()  # the step size underflowed
+    with pytest.raises(sd.InputError, match="max_steps=3"):
+        solve_ode(lambda t, y: 100 * (y * 30).cos(), y, time(0.0), time(2.0), max_steps=3)
+    for bad, match in (({"rtol": 0.0}, "rtol=0"), ({"atol": -1.0}, "atol=-1"), ({"method": "rk4"}, "method='rk4'")):
+        with pytest.raises(sd.InputError, match=match):
+            solve_ode(lambda t, y: -y, y, time(0.0), time(1.0), **bad)  # type: ignore[arg-type]
