@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samplers.base import SAMPLERS, GridSampler
@@ -34,14 +35,14 @@ class Heun(GridSampler):
         alpha = denoiser.sde.alpha(grid)
         rho = denoiser.sde.sigma(grid) / alpha
         a, b = alpha[1:] / alpha[:-1], alpha[1:] * (rho[1:] - rho[:-1])
-        return 0, list(zip(a.unbind(), b.unbind(), (0.5 * b).unbind(), strict=True))
+        return 0, list(zip(a.tolist(), b.tolist(), strict=True))
 
     def step(
         self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
     ) -> tuple[Tensor, Any]:
         i, table = state
-        a, b, half_b = table[i]
+        a, b = table[i]
         eps_t = denoiser(x, t).eps
         scaled = x * a
-        eps_s = denoiser(scaled + eps_t * b, s).eps
-        return scaled.add_((eps_t + eps_s).mul_(half_b)), (i + 1, table)
+        eps_s = denoiser(torch.add(scaled, eps_t, alpha=b), s).eps
+        return scaled.add_(eps_t, alpha=0.5 * b).add_(eps_s, alpha=0.5 * b), (i + 1, table)

@@ -51,43 +51,58 @@ class Prediction:
     def __init__(self, raw: Tensor, kind: str, x: Tensor, alpha: Tensor, sigma: Tensor) -> None:
         self.raw, self.kind, self.x, self.alpha, self.sigma = raw, kind, x, alpha, sigma
 
+    def _terms(self, view: str) -> tuple[float | Tensor, float | Tensor]:
+        """Return p and q such that the view is p·x + q·raw: the table at the top of this file."""
+        alpha, sigma = self.alpha, self.sigma
+        if view == self.kind:
+            return 0.0, 1.0
+        if view == "score":
+            p, q = self._terms("eps")
+            return -p / sigma, -q / sigma
+        if view == "v":
+            (p_eps, q_eps), (p_x0, q_x0) = self._terms("eps"), self._terms("x0")
+            return alpha * p_eps - sigma * p_x0, alpha * q_eps - sigma * q_x0
+        if self.kind == "v":
+            norm = alpha**2 + sigma**2
+            return (alpha / norm, -sigma / norm) if view == "x0" else (sigma / norm, alpha / norm)
+        if view == "x0":
+            return 1.0 / alpha, sigma**2 / alpha if self.kind == "score" else -sigma / alpha
+        return (0.0, -sigma) if self.kind == "score" else (1.0 / sigma, -alpha / sigma)
+
+    def _view(self, view: str) -> Tensor:
+        if view == self.kind:
+            return self.raw
+        p, q = self._terms(view)
+        return q * self.raw if isinstance(p, float) else p * self.x + q * self.raw
+
     @property
     def x0(self) -> Tensor:
         """The posterior mean E[x₀ | x_t]."""
-        if self.kind == "x0":
-            return self.raw
-        if self.kind == "v":
-            norm = self.alpha**2 + self.sigma**2
-            return (self.alpha / norm) * self.x - (self.sigma / norm) * self.raw
-        if self.kind == "score":
-            return (1.0 / self.alpha) * self.x + (self.sigma**2 / self.alpha) * self.raw
-        return (1.0 / self.alpha) * self.x - (self.sigma / self.alpha) * self.raw
+        return self._view("x0")
 
     @property
     def eps(self) -> Tensor:
         """The expected noise E[ε | x_t]."""
-        if self.kind == "eps":
-            return self.raw
-        if self.kind == "v":
-            norm = self.alpha**2 + self.sigma**2
-            return (self.sigma / norm) * self.x + (self.alpha / norm) * self.raw
-        if self.kind == "score":
-            return -self.sigma * self.raw
-        return (1.0 / self.sigma) * self.x - (self.alpha / self.sigma) * self.raw
+        return self._view("eps")
 
     @property
     def v(self) -> Tensor:
         """The velocity v = α ε − σ x₀."""
-        return self.raw if self.kind == "v" else self.alpha * self.eps - self.sigma * self.x0
+        return self._view("v")
 
     @property
     def score(self) -> Tensor:
         """The score ∇ log p_t(x) = −ε/σ, straight from the raw output where it is ε."""
-        if self.kind == "score":
-            return self.raw
-        if self.kind == "x0":
-            return (self.alpha / self.sigma**2) * self.raw - (1.0 / self.sigma**2) * self.x
-        return (-1.0 / self.sigma) * self.eps
+        return self._view("score")
+
+    def mix(self, view: str, a: float, b: float) -> Tensor:
+        """Return a·x + b·view as a new tensor, in two passes over the state instead of up to six."""
+        p, q = self._terms(view)
+        of_x, of_raw = a + b * p, b * q
+        mixed = self.x * of_x
+        if isinstance(of_raw, Tensor) and (of_raw.ndim > 0 or of_raw.device.type != "cpu"):
+            return mixed.add_(self.raw * of_raw)
+        return mixed.add_(self.raw, alpha=float(of_raw))
 
 
 class TimeConditioning(ABC):

@@ -13,7 +13,7 @@ from torch import Tensor
 import samplers
 import sde_diffusion as sd
 from samplers.torchsde_solvers import TORCHSDE_METHODS
-from sde_diffusion.evaluation.verification import check_mixture, gaussian_error, probe, three_modes
+from sde_diffusion.evaluation.verification import RunFn, check_mixture, gaussian_error, probe, three_modes
 from sde_diffusion.sdes import SDE
 from tests.conftest import time
 
@@ -28,6 +28,11 @@ def build(name: str, num_steps: int = 20, **options: Any) -> samplers.Sampler:
 def draw(sampler: samplers.Sampler, law: sd.Law, sde: SDE, n: int = 8, seed: int = 0, **options: Any) -> Tensor:
     options = {"dtype": torch.float64, **options}
     return sampler.draw(law.denoiser(sde), (n, *law.shape), seed, **options).x
+
+
+def runner(sampler: samplers.Sampler) -> RunFn:
+    """The sampler as the verification takes it."""
+    return lambda denoiser, x, noise: sampler.sample(denoiser, x, noise).x
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +143,12 @@ def test_callback_sees_the_way(name: str) -> None:
 @pytest.mark.parametrize("name", samplers.names())
 def test_memory_of_steps_is_not_kept(name: str) -> None:
     """Only the current state survives a step: earlier ones are freed (whatever the number of steps)."""
-    import gc
     import weakref
 
     references: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
 
     def watch(step: int, t: Tensor, x: Tensor) -> None:
-        gc.collect()
         alive.append(sum(r() is not None for r in references))
         references.append(weakref.ref(x))
 
@@ -163,12 +166,9 @@ def test_point_mass(sde: SDE) -> None:
         x = draw(build("ddim", n), point, sde)
         torch.testing.assert_close(x, point.data.expand(8, 2))
     t_min = 0.1
+    single = sd.Empirical(torch.tensor([[0.7]], dtype=torch.float64)).denoiser(sde)
     for n in (1, 3, 8):
-        sampler = build("ancestral", n, t_min=t_min, denoise=False)
-        spread = probe(
-            lambda d, x, z: sampler.sample(d, x, z).x,
-            sd.Empirical(torch.tensor([[0.7]], dtype=torch.float64)).denoiser(sde),
-        )
+        spread = probe(runner(build("ancestral", n, t_min=t_min, denoise=False)), single)
         start = float(sde.alpha(time(sde.T))) * 0.7, float(sde.sigma(time(sde.T))) ** 2
         mean, variance = spread.push(*start)
         assert mean == pytest.approx(float(sde.alpha(time(t_min))) * 0.7, rel=1e-9, abs=1e-12)
@@ -176,20 +176,16 @@ def test_point_mass(sde: SDE) -> None:
 
 
 def test_ddpm_variances_are_exact_on_their_data() -> None:
-    """Ground truth 7: β is exact for N(0, I) data on a VP SDE, at any step count."""
+    """Ground truth 7: β is exact for N(0, I) data, at any step count; β̃ falls short of it."""
+
+    def error(sde: SDE, n: int, variance: str | float) -> float:
+        sampler = build("ancestral", n, t_min=0.1, denoise=False, variance=variance)
+        return gaussian_error(runner(sampler), sde, 0.1, mean=0.0, variance=1.0).std
+
     for sde in (sd.VPSDE(), sd.CosineVPSDE(), sd.DDPMChain.linear()):
         for n in (1, 4, 16):
-            sampler = build("ancestral", n, t_min=0.1, denoise=False, variance="beta")
-            error = gaussian_error(lambda d, x, z, s=sampler: s.sample(d, x, z).x, sde, 0.1, mean=0.0, variance=1.0)
-            assert error.total < 1e-12
-    between = [
-        gaussian_error(
-            lambda d, x, z, s=build("ancestral", 4, t_min=0.1, denoise=False, variance=v): s.sample(d, x, z).x,
-            sd.VPSDE(), 0.1, mean=0.0, variance=1.0,
-        ).std
-        for v in ("posterior", "0.5", 1.0)
-    ]  # fmt: skip
-    assert between[0] < between[1] < between[2] < 1e-12
+            assert abs(error(sde, n, "beta")) < 1e-12
+    assert error(sd.VPSDE(), 4, "posterior") < error(sd.VPSDE(), 4, "0.5") < error(sd.VPSDE(), 4, 1.0) < 1e-12
 
 
 def test_unadjusted_langevin_has_its_known_variance(sde: SDE) -> None:
@@ -214,7 +210,7 @@ def test_every_torchsde_scheme_has_its_declared_order(method: str) -> None:
     errors = []
     for n in (64, 128):
         sampler = build("torchsde", n, method=method, t_min=0.2, denoise=False)
-        errors.append(gaussian_error(lambda d, x, z, s=sampler: s.sample(d, x, z).x, sde, 0.2).total)
+        errors.append(gaussian_error(runner(sampler), sde, 0.2).total)
     assert math.log2(errors[0] / errors[1]) >= sampler.order - 0.15 or method == "reversible_heun"  # still unstable
     assert errors[1] < 0.02
 
@@ -294,8 +290,8 @@ def test_annealed_langevin_is_pc_without_predictor() -> None:
 def test_batch_norm_rule_is_the_papers() -> None:
     """ε = 2 (snr ‖z‖/‖s‖)² with norms averaged over the batch; close to the deterministic rule in high dimension."""
     sde, t = sd.VESDE(), time(0.5)
-    law = sd.Gaussian(torch.zeros(3072), 1e-4 * torch.eye(3072))
-    x = sde.sigma(t) * torch.randn(16, 3072, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    law = sd.Gaussian(torch.zeros(800), 1e-4 * torch.eye(800))
+    x = sde.sigma(t) * torch.randn(16, 800, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     noise = lambda x, t, s: sd.NoiseStream(1, range(16))(x)  # noqa: E731
     moved = [
         samplers.LangevinCorrector(0.16, rule).correct(law.denoiser(sde), x, t, t, noise) - x
@@ -317,7 +313,7 @@ def test_probability_flow_agrees_with_scipy(sde: SDE) -> None:
 def test_every_scipy_method(method: str) -> None:
     law, sde = sd.Gaussian([0.5], [[0.2]]), sd.VPSDE()
     sampler = samplers.build("scipy", method=method, rtol=1e-6, atol=1e-6, t_min=0.1, denoise=False)
-    assert gaussian_error(lambda d, x, z: sampler.sample(d, x, z).x, sde, 0.1).total < 1e-3
+    assert gaussian_error(runner(sampler), sde, 0.1).total < 1e-3
     assert draw(sampler, law, sde).shape == (8, 1)
 
 
@@ -379,8 +375,9 @@ def test_non_finite_state_names_step_and_time() -> None:
     with pytest.raises(sd.InputError, match=r"after step 6 of 10, from t=0\.4\d* to t=0\.3"):
         samplers.build("ddim", num_steps=10).draw(sd.Denoiser(net, sd.VPSDE()), (2, 3))
     for name in ("probability_flow", "scipy", "torchsde"):
-        with pytest.raises(sd.InputError, match=r"not finite|gave up"):
-            build(name, 10).draw(sd.Denoiser(net, sd.VPSDE()), (2, 3))
+        limit = {"max_steps": 200} if name == "probability_flow" else {}
+        with pytest.raises(sd.InputError, match=r"not finite|gave up|max_steps=200"):
+            build(name, 10, **limit).draw(sd.Denoiser(net, sd.VPSDE()), (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -430,5 +427,5 @@ def test_bad_options(name: str, options: dict[str, Any], match: str) -> None:
 def test_bad_draws(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(sd.InputError, match=match):
         samplers.build("ddim").draw(three_modes().denoiser(sd.VPSDE()), **{"shape": (2, 2), **arguments})
-    with pytest.raises(sd.InputError, match="t_min=0.999"):
+    with pytest.raises(sd.InputError, match=r"t_min=0\.999"):
         samplers.build("ddim", t_min=0.999).draw(three_modes().denoiser(sd.CosineVPSDE()), (2, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_log_snr_falls_with_slope_of_the_likelihood_weighting(sde: SDE) -> None:
     """d log SNR/dt = −g²/σ², the identity behind importance-sampled times."""
     t = interior_times(sde).requires_grad_()
     slope = torch.autograd.grad(sde.log_snr(t).sum(), t)[0]
-    f, g = sde.coefficients(t)
+    _, g = sde.coefficients(t)
     torch.testing.assert_close(slope, -((g / sde.sigma(t)) ** 2), rtol=1e-8, atol=1e-8)
 
 
@@ -61,7 +62,7 @@ def test_forward_simulation_reaches_the_marginal(sde: SDE) -> None:
     n, x0 = 20_000, 1.5
     grid = torch.linspace(sde.t_min, sde.T, 11, dtype=torch.float64)
     x = sde.alpha(grid[0]) * x0 + sde.sigma(grid[0]) * torch.randn(n, generator=generator, dtype=torch.float64)
-    for s, t in zip(grid[:-1], grid[1:], strict=True):
+    for s, t in pairwise(grid):
         ratio, variance = sde.transition(t, s)
         x = ratio * x + variance.sqrt() * torch.randn(n, generator=generator, dtype=torch.float64)
     mean, std = float(sde.alpha(grid[-1])) * x0, float(sde.sigma(grid[-1]))

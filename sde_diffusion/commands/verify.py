@@ -14,7 +14,7 @@ from sde_diffusion.commands.flags import say
 from sde_diffusion.evaluation.verification import Certificate, certify
 from sde_diffusion.sdes import SDES
 
-COLUMNS = "{:18} {:8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>7} {:>7}  {}"
+COLUMNS = "{:18} {:8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>7} {:>8}  {}"
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -31,7 +31,7 @@ def table_row(name: str, sde: str, c: Certificate) -> str:
     measured = "exact" if c.error < 1e-9 or math.isinf(c.measured) else f"{c.measured:.2f}"
     m = c.mixture
     verdict = "; ".join(c.failures) or "ok"
-    numbers = f"{c.error:.1e}", f"{m.weight_error:.4f}", f"{m.chi2_p:.3f}", f"{m.mean_z:.1f}", f"{m.std_z:.1f}"
+    numbers = f"{c.error:.1e}", f"{m.weight_error:.4f}", f"{m.chi2_p:.3f}", f"{m.mean_z:.1f}", f"{m.spread_z:.1f}"
     return COLUMNS.format(name, sde, declared, measured, *numbers, verdict).rstrip()
 
 
@@ -46,8 +46,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
     options = {name: samplers.config(name) for name in names}
 
     say("Gaussian data: weak order declared and measured, error at the finest step in standard deviations.")
-    say("Three-mode mixture: largest weight error, p-value of the mode counts, |z| of mean and variance.\n")
-    header = ("sampler", "sde", "declared", "measured", "error", "weights", "p", "z mean", "z var", "verdict")
+    say("Three-mode mixture: largest weight error, p-value of the mode counts, |z| of mean and spread.\n")
+    header = ("sampler", "sde", "declared", "measured", "error", "weights", "p", "z mean", "z spread", "verdict")
     say(COLUMNS.format(*header))
     failed = 0
     threads = torch.get_num_threads()

@@ -1,0 +1,258 @@
+"""The command line: swapping parts from flags, help, and bad input as one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import samplers
+from sde_diffusion.commands.main import COMMANDS, main
+from tests.test_training import SMALL, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    assert train(workdir, "--config.training.num_steps=2") == 0
+    return workdir
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail; returns its one line."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("sde-diffusion: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def sample(workdir: Path, *flags: str) -> int:
+    return main(["sample", f"--workdir={workdir}", "--quiet", "--device=cpu", "--num_samples=3", *flags])
+
+
+@pytest.mark.parametrize("name", samplers.names())
+def test_every_sampler_from_flags(trained: Path, name: str) -> None:
+    steps = ["--steps=3"] if "num_steps" in samplers.config(name) else []
+    assert sample(trained, f"--sampler={name}", *steps) == 0
+
+
+def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
+    assert sample(trained, "--sampler=pc", "--steps=4", "--config.sampler.pc.snr=0.2", "--seed=9", "--trajectory") == 0
+    facts = json.loads(str(np.load(trained / "samples" / "pc_4_seed9.npz")["provenance"]))
+    assert "snr=0.2" in facts["sampler"]
+    assert facts["nfe"] == 7
+    for end in (".png", "_trajectory.png"):
+        assert (trained / "samples" / f"pc_4_seed9{end}").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((trained / "config.json").read_text())["config"]["sampler"]["pc"]["snr"] == 0.16
+
+
+def test_batch_size_does_not_change_the_pictures(trained: Path) -> None:
+    drawn = []
+    for size in (1, 2, 3):
+        assert sample(trained, "--steps=3", f"--batch_size={size}") == 0
+        drawn.append(np.load(trained / "samples" / "ddim_3_seed0.npz")["x"])
+    np.testing.assert_allclose(drawn[1], drawn[0], atol=1e-5)
+    np.testing.assert_allclose(drawn[2], drawn[0], atol=1e-5)
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["help"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in COMMANDS)
+    assert main(["--version"]) == 0
+    capsys.readouterr()
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert COMMANDS[name] in text
+        assert "--config" in text
+
+
+def test_samplers_prints_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samplers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == samplers.names()
+    assert all("20" in line for line in lines[1:])  # every line ends in its reference
+
+
+def test_verify_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--sampler=heun", "--sde=vp", "--quiet"]) == 0
+    assert "1 of 1 certified" in capsys.readouterr().out
+
+
+def test_verify_fails_a_wrong_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    """A first-order scheme that claims order 2, and loses a tenth of its noise, is found out; exit code 1."""
+    from dataclasses import dataclass
+
+    @samplers.register("test_only_wrong")
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong(samplers.EulerMaruyama):
+        """Euler-Maruyama with too little noise."""
+
+        order = 2
+
+        def coefficients(self, sde, t, s):  # type: ignore[no-untyped-def]
+            a, b, c = super().coefficients(sde, t, s)
+            return a, b, 0.9 * c
+
+    try:
+        assert main(["verify", "--sampler=test_only_wrong", "--sde=vp", "--quiet"]) == 1
+    finally:
+        samplers.SAMPLERS._entries.pop("test_only_wrong")
+    text = capsys.readouterr().out
+    assert "is below 2" in text
+    assert "moments off" in text
+
+
+@pytest.mark.slow
+def test_verify_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--quiet"]) == 0
+
+
+def test_config_file_and_its_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(
+        "from sde_diffusion.config import default_config\n\n\ndef get_config():\n"
+        "    config = default_config()\n    config.sde.name = 'subvp'\n    return config\n"
+    )
+    run = tmp_path / "run"
+    assert train(run, f"--config={file}", "--config.training.num_steps=2") == 0
+    assert json.loads((run / "config.json").read_text())["config"]["sde"]["name"] == "subvp"
+    assert "it differs in" in refused(capsys, "train", f"--workdir={run}", f"--config={file}")
+    file.write_text("def get_config():\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in refused(capsys, "train", f"--workdir={tmp_path / 'b'}", f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train"], "give --workdir=runs/NAME"),
+        (["train", "--workdir=w", "--wrokdir=x"], "Did you mean: workdir"),
+        (["train", "--workdir=w", "extra"], "'extra'"),
+        (["train", "--workdir=w", "--config=/nowhere.py"], "/nowhere.py"),
+        (["train", "--workdir=w", "--config.sde.nam=vp"], "did you mean 'name'"),
+        (["train", "--workdir=w", "--config.sampler.pc.srn=1"], "did you mean 'snr'"),
+        (["train", "--workdir=w", "--config.sde.vp"], "--config.KEY=VALUE"),
+        (["train", "--workdir=w", "--config.training.num_steps=many"], "many"),
+        (["train", "--workdir=w", "--config.training.num_steps=0"], "num_steps=0"),
+        (["train", "--workdir=w", "--config.training.num_steps=1.5"], "1.5"),
+        (["train", "--workdir=w", "--config.sde.name=vq"], "known: cosine"),
+        (["train", "--workdir=w", "--config.data.name=digit"], "did you mean 'digits'"),
+        (["train", "--workdir=w", "--config.data.root=x"], "data.root='x'"),
+        (["train", "--workdir=w", "--config.network.name=unit"], "did you mean 'unet'"),
+        (["train", "--workdir=w", "--config.network.unet.channels=6"], "channels=6"),
+        (["train", "--workdir=w", "--config.denoiser.prediction=noise"], "prediction='noise'"),
+        (["train", "--workdir=w", "--config.loss.weighting.name=snr"], "weighting='snr'"),
+        (["train", "--workdir=w", "--config.sampler.name=dimm"], "did you mean 'ddim'"),
+        (["train", "--workdir=w", "--device=tpu"], "device"),
+        (["train", "--workdir=w", "--seed=-1"], "seed=-1"),
+        (["train", "--workdir=w", "--batch_size=0"], "batch_size=0"),
+        (["sample"], "workdir=None"),
+        (["sample", "--workdir=/nowhere"], "no checkpoint"),
+        (["verify", "--sampler=heum"], "did you mean 'heun'"),
+        (["verify", "--sde=vpp"], "did you mean"),
+        (["tour", "--num_samples=1"], "num_samples=1"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert part in refused(capsys, *arguments)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--sampler=dimm"], "did you mean 'ddim'"),
+        (["--steps=0"], "steps=0"),
+        (["--steps=ten"], "ten"),
+        (["--sampler=probability_flow", "--steps=20"], "chooses its own steps"),
+        (["--num_samples=0"], "num_samples=0"),
+        (["--config.sampler.ddim.eta=2"], "eta=2"),
+        (["--config.network.unet.channels=16"], "does not fit the network of the config"),
+    ],
+)
+def test_bad_sampling(trained: Path, flags: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert part in refused(capsys, "sample", f"--workdir={trained}", "--quiet", *flags)
+
+
+def test_damaged_workdirs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A truncated, a foreign and a mismatched checkpoint, a broken config: one line each, nothing changed."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(trained, tmp_path / name))
+
+    truncated = copy("truncated")
+    weights = truncated / "checkpoints" / "step_00000002" / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for command in ("sample", "train"):
+        more = ["--config.training.num_steps=4"] if command == "train" else []
+        assert "not a readable safetensors" in refused(capsys, command, f"--workdir={truncated}", "--quiet", *more)
+    assert weights.exists()
+
+    foreign = copy("foreign")
+    (foreign / "checkpoints" / "step_00000002" / "state.json").write_text('{"format": "other"}')
+    assert "expected a checkpoint of this project" in refused(capsys, "sample", f"--workdir={foreign}", "--quiet")
+    (foreign / "checkpoints" / "step_00000002" / "state.json").unlink()
+    assert "state.json" in refused(capsys, "sample", f"--workdir={foreign}", "--quiet")
+
+    broken = copy("broken")
+    (broken / "config.json").write_text("{")
+    assert "config.json" in refused(capsys, "sample", f"--workdir={broken}", "--quiet")
+    content = json.loads((trained / "config.json").read_text())
+    content["config"]["sde"]["nmae"] = "vp"
+    (broken / "config.json").write_text(json.dumps(content))
+    assert "unknown key 'sde.nmae'" in refused(capsys, "sample", f"--workdir={broken}", "--quiet")
+    (broken / "config.json").unlink()
+    assert "no config.json" in refused(capsys, "sample", f"--workdir={broken}", "--quiet")
+
+
+def test_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN in the data, data of a shape that the network cannot take, a missing file."""
+    data, run = tmp_path / "data.npz", f"--workdir={tmp_path / 'run'}"
+    flags = ["--config.data.name=npz", f"--config.data.root={data}", *SMALL]
+    assert "data.npz" in refused(capsys, "train", run, *flags)
+    np.savez(data, train=np.full((8, 2), np.nan, np.float32), test=np.zeros((4, 2), np.float32))
+    refused(capsys, "train", run, *flags)
+    np.savez(data, train=np.zeros((8, 2), np.float32), test=np.zeros((4, 2), np.float32))
+    assert "shape=(2,)" in refused(capsys, "train", run, *flags)
+    np.savez(data, train=np.zeros((8, 9, 9, 1), np.uint8), test=np.zeros((4, 9, 9, 1), np.uint8))
+    assert "divisible by 2" in refused(capsys, "train", run, *flags)
+
+
+def test_stopping_by_hand_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(values: object, config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sde_diffusion.commands.samplers.run", interrupt)
+    assert main(["samplers"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_module_is_the_console_script() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    text = subprocess.run(
+        [sys.executable, "-m", "sde_diffusion", "--help"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "usage: sde-diffusion COMMAND" in text.stdout
+
+
+def test_import_is_light() -> None:
+    """Importing the package loads none of the heavy libraries that only some commands need."""
+    heavy = ["torch_fidelity", "torchsde", "matplotlib", "sklearn", "tensorboard", "torchvision", "scipy", "diffusers"]
+    code = f"import sde_diffusion, samplers, sys; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,159 @@
+"""Training: moving average, rates, checkpoints, exact resume, the stop on a non-finite loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sde_diffusion as sd
+from sde_diffusion.commands.main import main
+from sde_diffusion.training import checkpoints
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.loop import TrainingOptions
+
+SMALL = [
+    "--quiet",
+    "--device=cpu",
+    "--config.network.unet.channels=8",
+    "--config.network.unet.num_blocks=1",
+    "--config.network.unet.dropout=0.1",
+    "--config.training.batch_size=8",
+    "--config.training.log_every=2",
+    "--config.training.warmup_steps=2",
+    "--config.training.schedule=constant",
+]
+
+
+def train(workdir: Path, *flags: str) -> int:
+    return main(["train", f"--workdir={workdir}", *SMALL, *flags])
+
+
+def test_ema_is_the_weighted_sum() -> None:
+    """After updates with weights d_n = min(decay, (1 + n)/(10 + n)) the average is the recursion's closed sum."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(net.weight, 1.0)
+    ema = EMA(net, decay=0.5)
+    expected = 1.0
+    for n in range(20):
+        torch.nn.init.constant_(net.weight, float(n))
+        ema.update(net)
+        d = min(0.5, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * n
+    assert float(ema.network.weight) == pytest.approx(expected, rel=1e-6)
+    assert not ema.network.weight.requires_grad
+
+
+def test_learning_rate() -> None:
+    options = TrainingOptions(num_steps=100, warmup_steps=10, learning_rate=1.0, schedule="cosine")
+    assert options.rate(0) == pytest.approx(0.1)
+    assert options.rate(50) == pytest.approx(0.5)
+    assert options.rate(100) == pytest.approx(0.0)
+    assert TrainingOptions(warmup_steps=0, schedule="constant", learning_rate=0.3).rate(7) == 0.3
+
+
+def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    """Weights, averages and moments of 6 steps in one go and of 3 + 3 steps, with dropout."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, "--config.training.num_steps=6", "--config.training.checkpoint_every=3") == 0
+    assert train(parts, "--config.training.num_steps=3", "--config.training.checkpoint_every=3") == 0
+    assert train(parts, "--config.training.num_steps=6", "--config.training.checkpoint_every=3") == 0
+    assert [p.name for p in checkpoints.existing(whole)] == ["step_00000003", "step_00000006"]
+    for name in ("network", "ema", "optimizer"):
+        a, b = (load_file(w / "checkpoints" / "step_00000006" / f"{name}.safetensors") for w in (whole, parts))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    steps = [json.loads(line)["step"] for line in (parts / "train.jsonl").read_text().splitlines()]
+    assert steps == [2, 3, 4, 6]
+    assert list((parts / "tensorboard").iterdir())
+
+
+def test_a_killed_run_loses_only_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    """Leftovers of a write that was cut off are ignored, log lines past the checkpoint dropped, a torn one too."""
+    assert train(tmp_path, "--config.training.num_steps=4", "--config.training.checkpoint_every=2") == 0
+    (tmp_path / "checkpoints" / ".torn").mkdir()
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
+    assert train(tmp_path, "--config.training.num_steps=6", "--config.training.checkpoint_every=2") == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    assert [p.name for p in checkpoints.existing(tmp_path)] == ["step_00000004", "step_00000006"]
+
+
+def test_provenance_is_with_every_artefact(tmp_path: Path) -> None:
+    assert train(tmp_path, "--config.training.num_steps=2", "--seed=4") == 0
+    assert main(["sample", f"--workdir={tmp_path}", "--steps=2", "--num_samples=3", "--quiet", "--device=cpu"]) == 0
+    saved = json.loads((tmp_path / "config.json").read_text())
+    state = json.loads((tmp_path / "checkpoints" / "step_00000002" / "state.json").read_text())
+    import numpy as np
+
+    arrays = np.load(tmp_path / "samples" / "ddim_2_seed4.npz")
+    sampled = json.loads(str(arrays["provenance"]))
+    for facts in (saved["provenance"], state["provenance"], sampled):
+        assert facts["version"] == sd.__version__
+        assert facts["seed"] == 4
+        assert "cores" in facts["machine"]
+    assert saved["config"]["training"]["num_steps"] == 2
+    assert sampled["nfe"] == 2
+    assert "DDIM" in sampled["sampler"]
+    assert arrays["x"].shape == (3, 1, 8, 8)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    """400 steps of a small dense network on two moons: from 1, which is what 0 predicts, to below 0.6."""
+    flags = ["--config.data.name=two_moons", "--config.network.name=mlp", "--config.training.num_steps=400"]
+    flags += ["--config.training.learning_rate=3e-3", "--config.training.batch_size=128"]
+    assert main(["train", f"--workdir={tmp_path}", "--quiet", "--device=cpu", *flags]) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.6 < losses[0]
+    sample = ["sample", f"--workdir={tmp_path}", "--quiet", "--device=cpu", "--trajectory", "--num_samples=100"]
+    assert main(sample) == 0
+    assert (tmp_path / "samples" / "ddim_50_seed0_trajectory.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("sde", ["vp", "subvp", "ve", "cosine", "ddpm"])
+def test_every_sde_trains_from_flags(tmp_path: Path, sde: str) -> None:
+    flags = [f"--config.sde.name={sde}", "--config.training.num_steps=2", "--config.denoiser.sigma_data=0.5"]
+    if sde == "ddpm":
+        flags += ["--config.loss.times.name=discrete", "--config.denoiser.conditioning.name=discrete"]
+    assert train(tmp_path, *flags, "--config.training.flip=True", "--config.training.dequantise=True") == 0
+    assert main(["sample", f"--workdir={tmp_path}", "--steps=2", "--num_samples=2", "--quiet", "--device=cpu"]) == 0
+
+
+def test_non_finite_loss_names_the_step_and_keeps_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, "--config.training.num_steps=2") == 0
+    before = (tmp_path / "checkpoints" / "step_00000002" / "network.safetensors").read_bytes()
+    capsys.readouterr()
+    # An enormous rate makes the weights, then the loss, infinite.
+    assert train(tmp_path, "--config.training.num_steps=40", "--config.training.learning_rate=1e30") == 2
+    error = capsys.readouterr().err
+    assert "loss is not finite at step" in error
+    assert "step_00000002" in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "checkpoints" / "step_00000002" / "network.safetensors").read_bytes() == before
+    assert [p.name for p in checkpoints.existing(tmp_path)] == ["step_00000002"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_steps", 0),
+        ("batch_size", 0),
+        ("keep", 0),
+        ("learning_rate", 0.0),
+        ("ema_decay", 1.5),
+        ("schedule", "linear"),
+        ("grad_clip", -1.0),
+        ("warmup_steps", -1),
+        ("beta2", math.nan),
+    ],
+)
+def test_bad_options(name: str, value: object) -> None:
+    with pytest.raises(sd.InputError, match=f"{name}="):
+        TrainingOptions(**{name: value})  # type: ignore[arg-type]
