@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoisers import Prediction
+from sde_diffusion.denoisers import Denoiser, Prediction
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import host_bool
@@ -65,6 +65,11 @@ class CountedDenoiser:
 
     def round_t(self, t: Tensor) -> Tensor:
         return self._denoiser.round_t(t)
+
+    def tabulate(self, times: Tensor) -> None:
+        """Let a plain denoiser compute what depends on time alone for all ``times`` at once; others stay as they are."""
+        if isinstance(self._denoiser, Denoiser):
+            self._denoiser = self._denoiser.tabulated(times)
 
 
 def _default_device(denoiser: DenoiserLike) -> torch.device:
@@ -263,6 +268,7 @@ class GridSampler(Sampler):
     ) -> SampleResult:
         grid = self.times(denoiser) if times is None else times
         points = grid.unbind()
+        denoiser.tabulate(grid)
         state = self.init(denoiser, x, grid)
         if callback is not None:
             callback(0, points[0], x)

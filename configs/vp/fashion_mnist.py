@@ -1,0 +1,18 @@
+"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 1.1 million parameters, for a CPU or a small GPU."""
+
+from ml_collections import ConfigDict
+
+from sde_diffusion.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.data.name = "fashion_mnist"
+    config.network.unet.channels = 32
+    config.network.unet.channel_mults = (1, 2, 2)
+    config.network.unet.num_blocks = 2
+    config.network.unet.attention = (7,)
+    config.training.batch_size = 64
+    config.training.num_steps = 8000
+    config.training.checkpoint_every = 1000
+    return config

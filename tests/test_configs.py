@@ -1,0 +1,31 @@
+"""Every experiment file builds its parts, and changes only what it means to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sde_diffusion import config as configuration
+from sde_diffusion.commands.flags import _config_file
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
+SHAPES = {"digits": (1, 8, 8), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_config_builds(path: Path) -> None:
+    config = _config_file(str(path))
+    network = configuration.build_network(config, SHAPES[config.data.name])
+    configuration.build_denoiser(config, network)
+    configuration.build_loss(config)
+    configuration.build_sampler(config)
+    configuration.build_training(config)
+    assert config.sde.name in (path.parent.name, "vp")
+    assert configuration.differences(config, configuration.default_config())
+
+
+def test_fashion_network_has_about_a_million_parameters() -> None:
+    path = next(p for p in CONFIGS if p.stem == "fashion_mnist")
+    network = configuration.build_network(_config_file(str(path)), (1, 28, 28))
+    assert 0.9e6 < sum(p.numel() for p in network.parameters()) < 1.3e6
