@@ -16,7 +16,7 @@ class EulerMaruyama(LinearSampler):
     """x_s = x_t − [f x_t − g² score] h + g √h z with h = t − s and f, g at t.
 
     References:
-        Song et al. 2021, arXiv:2011.13456, Eq. 6; P. Kloeden, E. Platen, 1992, Section 10.2.
+        Song et al. 2021, arXiv:2011.13456, Eq. 6; P. Kloeden, E. Platen, 1992.
     """
 
     order = 1

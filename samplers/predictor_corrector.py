@@ -32,7 +32,8 @@ class Corrector(ABC):
 class LangevinCorrector(Corrector):
     """One step of unadjusted Langevin dynamics, x ← x + ε score + √(2ε) z.
 
-    ε = 2 α_{t|s}² (snr · r)², where r stands for ‖z‖/‖score‖: the signal-to-noise ratio of a step.
+    ε = 2 α_{t|s}² (snr · r)², with α_{t|s}² = 1 − β_i on DDPM's grid as in the authors' code, where r stands for
+    ‖z‖/‖score‖: the signal-to-noise ratio of a step.
 
     Args:
         snr: target ratio of the score's part of a step to the noise's; 0.16 suits CIFAR-10.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
@@ -33,13 +34,18 @@ def default_config() -> ConfigDict:
     """Return the built-in configuration: a small U-Net on scikit-learn's digits."""
     config = ConfigDict()
     config.seed = 0
+    config.threads = 1  # CPU threads; 0 leaves PyTorch's choice. Pictures of 8×8 are too small to be shared out.
     config.data = _choice(DATASETS, "digits", root="")
     config.sde = _choice(SDES, "vp")
     config.network = _choice(NETWORKS, "unet")
-    config.denoiser = ConfigDict({"prediction": "eps", "sigma_data": 0.0})
+    config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=1, attention=())
+    config.denoiser = ConfigDict({"prediction": "v", "sigma_data": 0.0})
     config.denoiser.conditioning = _choice(CONDITIONINGS, "scaled")
-    config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "simple")})
+    config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
+    config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
     config.training = ConfigDict(dict(vars(TrainingOptions())))
+    config.training.update(num_steps=1400, batch_size=64, learning_rate=5e-3, warmup_steps=50, beta2=0.99)
+    config.training.ema_decay = 0.99
     config.sampler = _choice(SAMPLERS, "ddim")
     return config
 
@@ -74,9 +80,9 @@ def build_dataset(config: ConfigDict) -> Dataset:
 
 
 def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
-    """Build ``config.network`` for samples of the given shape."""
+    """Build ``config.network`` for samples of the given shape, convolutions in channels-last layout."""
     network: nn.Module = _build(NETWORKS, config.network, shape=shape)
-    return network
+    return network.to(memory_format=torch.channels_last)
 
 
 def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:

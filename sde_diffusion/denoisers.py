@@ -12,7 +12,7 @@ What differs between the networks of DDPM, NCSN and their successors is which of
 told the time; both are arguments of :class:`Denoiser`.
 
 References:
-    P. Vincent, "A Connection Between Score Matching & Denoising Autoencoders", 2011, Neural Computation 23(7), Eq. 10.
+    P. Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011, Neural Computation 23(7).
     B. Efron, "Tweedie's Formula and Selection Bias", 2011; C. Luo, "Understanding Diffusion Models: A Unified
     Perspective", 2022, arXiv:2208.11970, Eqs. 131-133. v: T. Salimans, J. Ho, 2022, arXiv:2202.00512, Appendix D.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,29 @@ PREDICTIONS = ("x0", "eps", "v", "score")
 CONDITIONINGS: Registry[TimeConditioning] = Registry("conditioning")
 
 
+def view_of(view: str, kind: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return p and q such that the view is p·x + q·raw for a raw output of the given kind: the table above.
+
+    Args:
+        view, kind: each one of ``PREDICTIONS``.
+        alpha, sigma: α and σ, of any shape.
+    """
+    if view == kind:
+        return 0.0, 1.0
+    if view == "score":
+        p, q = view_of("eps", kind, alpha, sigma)
+        return -p / sigma, -q / sigma
+    if view == "v":
+        (p_eps, q_eps), (p_x0, q_x0) = view_of("eps", kind, alpha, sigma), view_of("x0", kind, alpha, sigma)
+        return alpha * p_eps - sigma * p_x0, alpha * q_eps - sigma * q_x0
+    if kind == "v":
+        norm = alpha**2 + sigma**2
+        return (alpha / norm, -sigma / norm) if view == "x0" else (sigma / norm, alpha / norm)
+    if view == "x0":
+        return 1.0 / alpha, sigma**2 / alpha if kind == "score" else -sigma / alpha
+    return (0.0, -sigma) if kind == "score" else (1.0 / sigma, -alpha / sigma)
+
+
 class Prediction:
     """One network output at (x, t), seen as ``x0``, ``eps``, ``v`` or ``score``; each is computed when asked for.
 
@@ -44,37 +67,19 @@ class Prediction:
         raw: the output, shape (B, *).
         kind: what it predicts, one of ``PREDICTIONS``.
         x: the state, shape (B, *).
-        alpha, sigma: α(t) and σ(t), numbers or tensors that broadcast against ``x``.
+        alpha, sigma: α(t) and σ(t), 0-dimensional or broadcastable against ``x``.
     """
 
     __slots__ = ("alpha", "kind", "raw", "sigma", "x")
 
-    def __init__(self, raw: Tensor, kind: str, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> None:
+    def __init__(self, raw: Tensor, kind: str, x: Tensor, alpha: Tensor, sigma: Tensor) -> None:
         self.raw, self.kind, self.x, self.alpha, self.sigma = raw, kind, x, alpha, sigma
-
-    def _terms(self, view: str) -> tuple[float | Tensor, float | Tensor]:
-        """Return p and q such that the view is p·x + q·raw: the table at the top of this file."""
-        alpha, sigma = self.alpha, self.sigma
-        if view == self.kind:
-            return 0.0, 1.0
-        if view == "score":
-            p, q = self._terms("eps")
-            return -p / sigma, -q / sigma
-        if view == "v":
-            (p_eps, q_eps), (p_x0, q_x0) = self._terms("eps"), self._terms("x0")
-            return alpha * p_eps - sigma * p_x0, alpha * q_eps - sigma * q_x0
-        if self.kind == "v":
-            norm = alpha**2 + sigma**2
-            return (alpha / norm, -sigma / norm) if view == "x0" else (sigma / norm, alpha / norm)
-        if view == "x0":
-            return 1.0 / alpha, sigma**2 / alpha if self.kind == "score" else -sigma / alpha
-        return (0.0, -sigma) if self.kind == "score" else (1.0 / sigma, -alpha / sigma)
 
     def _view(self, view: str) -> Tensor:
         if view == self.kind:
             return self.raw
-        p, q = self._terms(view)
-        return q * self.raw if isinstance(p, float) else p * self.x + q * self.raw
+        p, q = view_of(view, self.kind, self.alpha, self.sigma)
+        return p * self.x + q * self.raw
 
     @property
     def x0(self) -> Tensor:
@@ -93,17 +98,8 @@ class Prediction:
 
     @property
     def score(self) -> Tensor:
-        """The score ∇ log p_t(x) = −ε/σ, straight from the raw output where it is ε."""
+        """The score ∇ log p_t(x) = −ε/σ."""
         return self._view("score")
-
-    def mix(self, view: str, a: float, b: float) -> Tensor:
-        """Return a·x + b·view as a new tensor, in two passes over the state instead of up to six."""
-        p, q = self._terms(view)
-        of_x, of_raw = a + b * p, b * q
-        mixed = self.x * of_x
-        if isinstance(of_raw, Tensor) and (of_raw.ndim > 0 or of_raw.device.type != "cpu"):
-            return mixed.add_(self.raw * of_raw)
-        return mixed.add_(self.raw, alpha=float(of_raw))
 
 
 class TimeConditioning(ABC):
@@ -193,18 +189,27 @@ class Denoiser:
         self.prediction = prediction
         self.conditioning = CONDITIONINGS.build(conditioning) if isinstance(conditioning, str) else conditioning
         self.sigma_data = sigma_data
-        self._table: dict[float, tuple[float, float, float]] = {}
+        self._table: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._points: Sequence[Tensor] = ()
 
-    def tabulated(self, times: Tensor) -> Denoiser:
-        """Return this denoiser with α, σ and the label of all ``times`` (CPU, (N,)) computed at once, for a sampler.
+    def tabulated(self, grid: Tensor, points: Sequence[Tensor]) -> Denoiser:
+        """Return this denoiser with α, σ and label of a whole grid computed at once; its predictions are the same.
 
-        It gives the same predictions; at the small sizes the three cost more time than a step if computed one by one.
+        One by one, these dozens of operations on single numbers cost more than a sampler's step on the state.
+
+        Args:
+            grid: times (N,) on the CPU.
+            points: the same times as N 0-dimensional tensors, which later calls must pass as they are.
         """
-        of_time = (times, self.sde.alpha(times), self.sde.sigma(times), self.conditioning.label(times, self.sde))
-        columns = (a.tolist() for a in of_time)
         other = copy.copy(self)
-        other._table = {t: (alpha, sigma, label) for t, alpha, sigma, label in zip(*columns, strict=True)}
+        rows = zip(*(column.unbind() for column in self._at(grid)), strict=True)
+        other._table = {id(t): row for t, row in zip(points, rows, strict=True)}
+        other._points = points  # keeps the ids theirs
         return other
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return α, σ and the label at ``t``."""
+        return self.sde.alpha(t), self.sde.sigma(t), self.conditioning.label(t, self.sde)
 
     def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
         """Evaluate the network once.
@@ -214,17 +219,11 @@ class Denoiser:
             t: time in (0, T], shape () or (B,).
             conditioning: passed on to the network.
         """
-        row = self._table.get(t.item()) if self._table and t.ndim == 0 and t.device.type == "cpu" else None
-        alpha: float | Tensor
-        sigma: float | Tensor
-        if row is not None:
-            alpha, sigma, label = row[0], row[1], x.new_full((x.shape[0],), row[2])
-        else:
-            alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
-            label = self.conditioning.label(t, self.sde)
-            # A CPU scalar times a device tensor needs no copy and no sync; moving the scalar would.
-            label = x.new_ones(x.shape[0]) * label if label.ndim == 0 else label.to(device=x.device, dtype=x.dtype)
-        seen = x if self.sigma_data is None else x * ((alpha * self.sigma_data) ** 2 + sigma**2) ** -0.5
+        alpha, sigma, label = self._table.get(id(t)) or self._at(t)
+        alpha, sigma = expand(alpha, x), expand(sigma, x)
+        # A CPU scalar times a device tensor needs no copy and no sync; moving the scalar would.
+        label = x.new_ones(x.shape[0]) * label if label.ndim == 0 else label.to(device=x.device, dtype=x.dtype)
+        seen = x if self.sigma_data is None else x * ((alpha * self.sigma_data) ** 2 + sigma**2).rsqrt()
         return Prediction(self.net(seen, label, **conditioning), self.prediction, x, alpha, sigma)
 
     def round_t(self, t: Tensor) -> Tensor:

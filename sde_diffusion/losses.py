@@ -13,11 +13,11 @@ and applied in the network's own prediction, where the error is that of ε times
 have therefore the same weighted loss.
 
 References:
-    P. Vincent, 2011, Neural Computation 23(7), Eq. 9 and Appendix. Ho et al. 2020, arXiv:2006.11239, Eqs. 12 and 14.
-    Song et al. 2021, arXiv:2011.13456, Eq. 7. Y. Song, C. Durkan, I. Murray, S. Ermon, 2021, arXiv:2101.09258, Eqs. 7
-    and 11 (likelihood weighting). T. Hang et al., 2023, arXiv:2303.09556, Section 3.3 (Min-SNR). Karras et al. 2022,
-    arXiv:2206.00364, Table 1 and Eq. 8. D. Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630,
-    Section 5.1 (the loss depends on the signal-to-noise ratio alone).
+    P. Vincent, 2011, Neural Computation 23(7) (the identity). Ho et al. 2020, arXiv:2006.11239, Eqs. 12 and 14. Song et
+    al. 2021, arXiv:2011.13456, Eq. 7. Y. Song, C. Durkan, I. Murray, S. Ermon, 2021, arXiv:2101.09258, Sections 4.1
+    (likelihood weighting) and 5.1 (importance sampling). T. Hang et al., 2023, arXiv:2303.09556, Section 3.4 (Min-SNR).
+    Karras et al. 2022, arXiv:2206.00364, Table 1 and Eq. 8. D. Kingma et al., "Variational Diffusion Models", 2021,
+    arXiv:2107.00630, Section 5.1 (the loss depends on the signal-to-noise ratio alone).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Simple(Weighting):
 @WEIGHTINGS.register("likelihood")
 @dataclass(frozen=True)
 class Likelihood(Weighting):
-    """w = g²/σ²: weight g² on the score's error, which bounds the likelihood (Song et al. 2021b, Eq. 7)."""
+    """w = g²/σ²: weight g² on the score's error, which bounds the likelihood (Song, Durkan et al., Section 4.1)."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.coefficients(t)[1] / sde.sigma(t)) ** 2
@@ -132,7 +132,7 @@ class Uniform(TimeDistribution):
 @TIMES.register("stratified")
 @dataclass(frozen=True)
 class Stratified(Uniform):
-    """Uniform, but one time in each of B equal cells: less variance (Kingma et al. 2021, Appendix I.1)."""
+    """Uniform, but one time in each of B equal cells: less variance (cf. Kingma et al. 2021, Appendix I.1)."""
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         return super().__call__(sde, (torch.arange(len(u), device=u.device) + u) / len(u))
@@ -163,7 +163,7 @@ class Importance(TimeDistribution):
     """Density proportional to the likelihood weighting g²/σ², stratified.
 
     For every linear SDE d log SNR/dt = −g²/σ², so these are times uniform in the log signal-to-noise ratio, and with
-    the likelihood weighting each contributes the same factor (Song et al. 2021b, Section 4.1; Kingma et al. 2021).
+    the likelihood weighting each contributes the same factor (Song, Durkan et al., Section 5.1; Kingma et al. 2021).
     """
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ state (1e-5 ≤ t ≤ 1), a loop that can be shown to contain exactly one host r
 The tableaux are SciPy's.
 
 References:
-    E. Hairer, S. Nørsett, G. Wanner, "Solving Ordinary Differential Equations I", 1993, Sections II.4 and II.5.
+    E. Hairer, S. Nørsett, G. Wanner, "Solving Ordinary Differential Equations I", 1993, Chapter II.
 """
 
 from __future__ import annotations

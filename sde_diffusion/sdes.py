@@ -244,7 +244,7 @@ class CosineVPSDE(SDE):
 
     References:
         A. Nichol, P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv:2102.09672, Eq. 17.
-        T = 0.9946 as in C. Lu et al., "DPM-Solver", 2022, arXiv:2206.00927, Appendix D.4.
+        T = 0.9946 as in C. Lu et al., "DPM-Solver", 2022, arXiv:2206.00927.
     """
 
     offset: float = 0.008

@@ -31,7 +31,7 @@ def _ends(sde: SDE, t_min: float) -> Tensor:
 
 @GRIDS.register("uniform")
 def uniform(sde: SDE, num_points: int, t_min: float) -> Tensor:
-    """Equal steps in t (Song et al. 2021, arXiv:2011.13456, Appendix D)."""
+    """Equal steps in t (Song et al. 2021, arXiv:2011.13456, Appendix B: t = i/N)."""
     return sde.T + (t_min - sde.T) * _ramp(num_points)
 
 
@@ -44,7 +44,7 @@ def quadratic(sde: SDE, num_points: int, t_min: float) -> Tensor:
 
 @GRIDS.register("log_snr")
 def log_snr(sde: SDE, num_points: int, t_min: float) -> Tensor:
-    """Equal steps in log(α²/σ²) (Lu et al. 2022, arXiv:2206.00927, Section 3.3)."""
+    """Equal steps in log(α²/σ²) (Lu et al. 2022, arXiv:2206.00927, Section 3)."""
     first, last = sde.log_snr(_ends(sde, t_min))
     return sde.time_of_log_snr(first + (last - first) * _ramp(num_points))
 

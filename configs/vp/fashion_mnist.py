@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
     config.network.unet.num_blocks = 2
     config.network.unet.attention = (7,)
     config.training.batch_size = 64
-    config.training.num_steps = 8000
-    config.training.checkpoint_every = 1000
+    config.training.num_steps = 6000
+    config.training.learning_rate = 1e-3
+    config.training.ema_decay = 0.9995
+    config.training.checkpoint_every = 500
+    config.threads = 0
     return config

@@ -74,6 +74,9 @@ def parse(
     if "seed" in values and values.seed is not None:
         config.seed = values.seed
     require_int("seed", config.seed, 0)
+    require_int("threads", config.threads, 0)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     for flag, low in (("num_samples", 1), ("batch_size", 1), ("steps", 1)):
         if flag in values and values[flag].value is not None:
             require_int(flag, values[flag].value, low)

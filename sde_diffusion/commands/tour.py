@@ -21,7 +21,7 @@ from sde_diffusion.evaluation.pictures import save_grid, save_strip
 from sde_diffusion.files import provenance, write_atomically, write_json
 
 NUM_SAMPLES = 450
-STEPS = {"ancestral": 100, "ddim": 50, "heun": 18, "pc": 50, "torchsde": 25}
+STEPS = {"ancestral": 100, "heun": 18, "pc": 25, "torchsde": 25}
 """Steps where the sampler's default would be too few, or more than a tour needs."""
 STRIP = "ancestral"
 GRID = 64
@@ -99,7 +99,11 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         steps = str(getattr(sampler, "num_steps", "adaptive"))
         rows.append(measure(name, steps, drawn.nfe, drawn.seconds, x, float(nearest_distances(x, train_x).mean())))
         facts = provenance(
-            device, seed=config.seed, checkpoint=str(loaded.checkpoint), sampler=repr(sampler), **asdict(rows[-1])
+            device,
+            seed=config.seed,
+            checkpoint=str(loaded.checkpoint),
+            sampler=repr(sampler),
+            measured=asdict(rows[-1]),
         )
         save_samples(workdir / "samples" / f"{name}.npz", drawn.x, facts)
         save_grid(workdir / "samples" / f"{name}.png", x[:GRID])

@@ -7,7 +7,7 @@ then shows the weak order. On a mixture, where nothing is affine, mode weights a
 their sampling error.
 
 References:
-    P. Kloeden, E. Platen, "Numerical Solution of Stochastic Differential Equations", 1992, Section 9.7 (weak order).
+    P. Kloeden, E. Platen, "Numerical Solution of Stochastic Differential Equations", 1992 (weak order).
     K. Pearson, 1900 (χ² of counts).
 """
 
