@@ -254,7 +254,19 @@ class GridSampler(Sampler):
         Args:
             noise: ``noise(x, t, s)`` returns standard normal noise for the step from ``t`` to ``s``.
             times: falling float64 CPU times in (0, T] instead of the sampler's own grid; ``x`` is at the first.
+
+        Raises:
+            InputError: on bad ``times``, or if the state becomes non-finite (names the step and the time).
         """
+        if times is not None:
+            ok = times.ndim == 1 and len(times) > 0 and times.device.type == "cpu" and bool((times.diff() < 0).all())
+            ok = ok and float(times[-1]) > 0.0 and float(times[0]) <= denoiser.sde.T
+            require(
+                ok,
+                "times",
+                times.flatten()[:4].tolist(),
+                f"times that fall, on the CPU, within (0, {denoiser.sde.T:g}]",
+            )
         counted = CountedDenoiser(denoiser, conditioning)
         return self._run(counted, x, noise, callback, times)
 
@@ -319,7 +331,11 @@ class LinearSampler(GridSampler):
         tables = {}
         for kind in PREDICTIONS:
             p, q = view_of(self.view, kind, alpha, sigma)
-            columns = (a + b * p).unbind(), (b * q).unbind(), c.unbind()
+            columns = (
+                (a + b * p).tolist(),
+                (b * q).tolist(),
+                c.tolist(),
+            )  # numbers: a step then needs no memory for them
             tables[kind] = list(zip(*columns, strict=True))
         return 0, tables
 
@@ -329,7 +345,7 @@ class LinearSampler(GridSampler):
         i, tables = state
         prediction = denoiser(x, t)
         of_x, of_raw, of_noise = tables[prediction.kind][i]
-        new = (x * of_x).add_(prediction.raw * of_raw)
+        new = (x * of_x).add_(prediction.raw, alpha=of_raw)
         if self.stochastic:
-            new.add_(noise(x, t, s).mul_(of_noise))
+            new.add_(noise(x, t, s), alpha=of_noise)
         return new, (i + 1, tables)

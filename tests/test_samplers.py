@@ -427,5 +427,10 @@ def test_bad_options(name: str, options: dict[str, Any], match: str) -> None:
 def test_bad_draws(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(sd.InputError, match=match):
         samplers.build("ddim").draw(three_modes().denoiser(sd.VPSDE()), **{"shape": (2, 2), **arguments})
+    for times in ([0.2, 0.5], [1.5, 0.5], [0.5, 0.0], [[0.5]]):
+        with pytest.raises(sd.InputError, match="times="):
+            samplers.build("ddim").sample(  # type: ignore[call-arg]
+                three_modes().denoiser(sd.VPSDE()), torch.ones(1, 2), lambda x, t, s: x, times=torch.tensor(times)
+            )
     with pytest.raises(sd.InputError, match=r"t_min=0\.999"):
         samplers.build("ddim", t_min=0.999).draw(three_modes().denoiser(sd.CosineVPSDE()), (2, 2))
