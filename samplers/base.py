@@ -284,22 +284,24 @@ class GridSampler(Sampler):
         state = self.init(denoiser, x, grid)
         if callback is not None:
             callback(0, points[0], x)
-        sums: list[Tensor] = []  # one number a step, looked at once at the end: a non-finite one names its step
+        # One number a step, looked at once at the end: a non-finite one names its step. They share one tensor, since
+        # small tensors kept alive between the states' memory would fragment it, so that it grew with the steps.
+        sums = x.new_zeros(len(points) - 1 + self.denoise)
         for i, (t, s) in enumerate(pairwise(points), start=1):
             x, state = self.step(denoiser, x, t, s, state, noise)
-            sums.append(x.sum())
+            sums[i - 1] = x.detach().sum()
             if callback is not None:
                 callback(i, s, x)
         if self.denoise:
             x = denoiser(x, points[-1]).x0
-            sums.append(x.sum())
+            sums[-1] = x.detach().sum()
             grid = torch.cat([grid, grid.new_zeros(1)])
             if callback is not None:
                 callback(len(sums), grid[-1], x)
         self._check_finite(sums, grid)
         return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), grid)
 
-    def _check_finite(self, sums: list[Tensor], grid: Tensor) -> None:
+    def _check_finite(self, sums: tuple[Tensor, ...], grid: Tensor) -> None:
         bad = ~torch.isfinite(torch.stack(sums)) if sums else torch.zeros(1, dtype=torch.bool)
         if host_bool(bad.any()):
             step = int(bad.int().argmax())

@@ -105,8 +105,17 @@ def test_provenance_is_with_every_artefact(tmp_path: Path) -> None:
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     """400 steps of a small dense network on two moons: from 1, which is what 0 predicts, to below 0.6."""
-    flags = ["--config.data.name=two_moons", "--config.network.name=mlp", "--config.training.num_steps=400"]
-    flags += ["--config.training.learning_rate=3e-3", "--config.training.batch_size=128"]
+    flags = [
+        "--config.data.name=two_moons",
+        "--config.network.name=mlp",
+        "--config.denoiser.prediction=eps",
+        "--config.training.num_steps=400",
+    ]
+    flags += [
+        "--config.loss.weighting.name=simple",
+        "--config.training.learning_rate=3e-3",
+        "--config.training.batch_size=128",
+    ]
     assert main(["train", f"--workdir={tmp_path}", "--quiet", "--device=cpu", *flags]) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.6 < losses[0]

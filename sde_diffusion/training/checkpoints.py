@@ -154,9 +154,13 @@ def restore(folder: Path, state: TrainingState) -> None:
     content = _state(folder)
     _fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
     _fill(state.ema, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in _read(folder / "optimizer.safetensors").items():
         index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:  # the memory layout of the parameter: fused optimisers go by memory
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         slots.setdefault(int(index), {})[name] = value
     template = state.optimizer.state_dict()
     state.optimizer.load_state_dict({"state": slots, "param_groups": template["param_groups"]})
