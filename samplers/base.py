@@ -301,8 +301,8 @@ class GridSampler(Sampler):
         self._check_finite(sums, grid)
         return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), grid)
 
-    def _check_finite(self, sums: tuple[Tensor, ...], grid: Tensor) -> None:
-        bad = ~torch.isfinite(torch.stack(sums)) if sums else torch.zeros(1, dtype=torch.bool)
+    def _check_finite(self, sums: Tensor, grid: Tensor) -> None:
+        bad = ~torch.isfinite(sums)
         if host_bool(bad.any()):
             step = int(bad.int().argmax())
             raise InputError(
