@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_int
 
+_AHEAD = 1 << 18
 _GAMMA = 0x9E3779B97F4A7C15
 _TO_UNIT = 2.0**-31 * (1.0 - 2.0**-24)  # takes 32 signed bits to the open interval, in float32 too
 
@@ -75,7 +76,8 @@ def sample_keys(seed: int, indices: Tensor) -> Tensor:
 class NoiseStream:
     """Standard normal noise, one independent stream a sample; the default :data:`~sde_diffusion.types.NoiseFn`.
 
-    Every call takes the next numbers of all streams.
+    Every call takes the next numbers of all streams. Several small draws are made in one go (at most 2¹⁸ numbers), which
+    costs half as much as one by one and changes none of them.
 
     Args:
         seed: any whole number ≥ 0.
@@ -87,25 +89,41 @@ class NoiseStream:
         keys = sample_keys(seed, torch.as_tensor(indices, dtype=torch.int64))
         self._generator = SplitMix64(keys, 0)
         self._used = 0  # outputs taken from every stream
+        self._ready = torch.empty(0, 0, 0)  # coming draws, (B, draws, 2 words) …
+        self._ready_from = 0  # … that begin at this output
 
-    def _next_bits(self, size: int, device: torch.device) -> Tensor:
+    def _bits(self, size: int, device: torch.device) -> Tensor:
         keys = self._generator.keys
         if self._generator.size != size or keys.device != device:
             self._generator = SplitMix64(keys.to(device), size)
-        bits = self._generator.bits(self._used)
-        self._used += size
-        return bits
+        return self._generator.bits(self._used)
+
+    def _prepare(self, words: int, device: torch.device) -> None:
+        batch = self._generator.keys.shape[0]
+        draws = min(8, max(1, _AHEAD // (2 * words * batch)))
+        halves = self._bits(draws * words, device).view(torch.int32)
+        # Each half of a word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
+        if self._ready.shape != (batch, draws, 2 * words) or self._ready.device != device:
+            self._ready = torch.empty(batch, draws, 2 * words, device=device)
+        self._ready.view(halves.shape).copy_(halves).mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0))
+        self._ready_from = self._used
 
     def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Return the next noise in the shape, dtype and device of ``x`` (B, *); the times do not matter here."""
         size = math.prod(x.shape[1:])
-        halves = self._next_bits((size + 1) // 2, x.device).view(torch.int32)
-        # Each half of a word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
-        u = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        u.view(x.shape[0], size).copy_(halves[:, :size])
-        return u.mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0)).to(x.dtype)
+        words = (size + 1) // 2
+        draw, rest = divmod(self._used - self._ready_from, max(words, 1))
+        fits = self._ready.shape[2] == 2 * words and self._ready.device == x.device and rest == 0
+        if not (fits and draw < self._ready.shape[1]):
+            self._prepare(words, x.device)
+            draw = 0
+        self._used += words
+        z = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        z.view(x.shape[0], size).copy_(self._ready[:, draw, :size])
+        return z
 
     def uniform(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """Return the next numbers as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""
-        bits = self._next_bits(size, torch.device(device)) >> 11
+        bits = self._bits(size, torch.device(device)) >> 11
+        self._used += size
         return bits.bitwise_and_((1 << 53) - 1).to(torch.float64).add_(0.5).mul_(2.0**-53)
