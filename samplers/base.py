@@ -287,14 +287,15 @@ class GridSampler(Sampler):
         # One number a step, looked at once at the end: a non-finite one names its step. They share one tensor, since
         # small tensors kept alive between the states' memory would fragment it, so that it grew with the steps.
         sums = x.new_zeros(len(points) - 1 + self.denoise)
+        slots, dims = sums.unbind(), tuple(range(x.ndim))
         for i, (t, s) in enumerate(pairwise(points), start=1):
             x, state = self.step(denoiser, x, t, s, state, noise)
-            sums[i - 1] = x.detach().sum()
+            torch.sum(x.detach(), dims, out=slots[i - 1])
             if callback is not None:
                 callback(i, s, x)
         if self.denoise:
             x = denoiser(x, points[-1]).x0
-            sums[-1] = x.detach().sum()
+            torch.sum(x.detach(), dims, out=slots[-1])
             grid = torch.cat([grid, grid.new_zeros(1)])
             if callback is not None:
                 callback(len(sums), grid[-1], x)

@@ -78,7 +78,7 @@ def sample_keys(seed: int, indices: Tensor) -> Tensor:
 class NoiseStream:
     """Standard normal noise, one independent stream a sample; the default :data:`~sde_diffusion.types.NoiseFn`.
 
-    Every call takes the next numbers of all streams. Several small draws are made in one go (at most 2¹⁸ numbers), which
+    Every call takes the next numbers of all streams. Several small draws are made in one go (up to 2¹⁸ numbers), which
     costs half as much as one by one and changes none of them. What a call returns may be changed in place, and is
     overwritten by a later call: whoever keeps it keeps a copy.
 
@@ -120,7 +120,8 @@ class NoiseStream:
             self._prepare(words, x.device)
             draw = 0
         self._used += words
-        return self._ready[draw, :, :size].to(x.dtype).reshape(x.shape)
+        z = self._ready[draw]
+        return (z if size == 2 * words else z[:, :size]).to(x.dtype).reshape(x.shape)
 
     def uniform(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """Return the next numbers as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""
