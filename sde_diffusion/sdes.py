@@ -302,6 +302,7 @@ class DDPMChain(SDE):
         for i, beta in enumerate(self.betas.tolist(), start=1):
             if not 0.0 < beta < 1.0:
                 raise InputError(f"betas[{i - 1}]={beta!r}: expected every beta in (0, 1)")
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.num_train_steps = len(self.betas)
         self.t_min = 1.0 / self.num_train_steps
 
@@ -330,16 +331,23 @@ class DDPMChain(SDE):
     def _integrals(self) -> Tensor:
         return torch.cat([self._log_rates.new_zeros(1), self._log_rates.cumsum(0)])  # B(i/N), (N + 1,)
 
+    def _tables(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B(i/N) and the rates in the dtype and on the device of ``t``, copied there once."""
+        key = t.device, t.dtype
+        if key not in self._copies:
+            self._copies[key] = self._integrals.to(t), self._log_rates.to(t)
+        return self._copies[key]
+
     def _integral(self, t: Tensor) -> Tensor:
         position = t * self.num_train_steps
         index = position.floor().clamp(0, self.num_train_steps - 1)
         i = index.long()
-        table, rates = (a.to(device=t.device, dtype=t.dtype) for a in (self._integrals, self._log_rates))
+        table, rates = self._tables(t)
         return table[i] + (position - index) * rates[i]
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         integral = F.softplus(-log_snr)
-        table, rates = (a.to(integral) for a in (self._integrals, self._log_rates))
+        table, rates = self._tables(integral)
         i = torch.searchsorted(table, integral.contiguous()).clamp(1, self.num_train_steps) - 1
         return (i + (integral - table[i]) / rates[i]) / self.num_train_steps
 
@@ -352,7 +360,7 @@ class DDPMChain(SDE):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # i/N·N may exceed i by rounding; the slack keeps t = i/N in the interval that ends there.
         index = (t * self.num_train_steps - 1e-6).ceil().long().clamp(1, self.num_train_steps) - 1
-        rate = self.num_train_steps * self._log_rates.to(device=t.device, dtype=t.dtype)[index]
+        rate = self.num_train_steps * self._tables(t)[1][index]
         return -0.5 * rate, rate.sqrt()
 
 
