@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 import samplers
 from samplers import SAMPLERS, Sampler
-from sde_diffusion.data import DATASETS, Dataset
+from sde_diffusion.data import DATASETS, Dataset, train_batch
 from sde_diffusion.denoisers import CONDITIONINGS, Denoiser
 from sde_diffusion.errors import InputError, require_int
 from sde_diffusion.files import read_json
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.ops import column
 from sde_diffusion.registry import Registry, hint
 from sde_diffusion.sdes import SDE, SDES
-from sde_diffusion.training.loop import TrainingOptions
+from sde_diffusion.training.loop import BatchFn, TrainingOptions
 
 
 def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
@@ -101,18 +103,18 @@ def build_loss(config: ConfigDict) -> DenoisingScoreMatching:
     return DenoisingScoreMatching(_build(TIMES, config.loss.times), _build(WEIGHTINGS, config.loss.weighting))
 
 
-def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = None) -> Sampler:
+def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = None, **fixed: Any) -> Sampler:
     """Build ``config.sampler``.
 
     Args:
         name: another sampler than the configured one.
         num_steps: its number of steps, if given.
+        fixed: options that override the configured ones.
 
     Raises:
         InputError: if ``num_steps`` is given for a sampler that chooses its own steps.
     """
     name = name or config.sampler.name
-    fixed = {}
     if num_steps is not None:
         require_int("steps", num_steps, 1)
         options = samplers.config(name)
@@ -179,19 +181,18 @@ def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:
     return found
 
 
-def training_batch(dataset: Dataset, options: TrainingOptions, seed: int) -> Any:
+def training_batch(dataset: Dataset, options: TrainingOptions, seed: int) -> BatchFn:
     """Return ``batch(step, noise)`` for the training loop: data of a step, scaled, dequantised and flipped as asked."""
-    from sde_diffusion.data import train_batch
 
-    def batch(step: int, noise: Any) -> Tensor:
+    def batch(step: int, noise: NoiseStream) -> Tensor:
         k, _ = train_batch(dataset.train, options.batch_size, seed, step)
         if options.dequantise and dataset.levels is not None:
-            u = noise.uniform(k[0].numel(), k.device).to(dtype=dataset.scale(k[:1]).dtype).reshape(k.shape)
+            u = noise.uniform(k[0].numel(), k.device).float().reshape(k.shape)
             x = dataset.dequantise(k, u)
         else:
             x = dataset.scale(k)
         if options.flip:
-            mirrored = noise.uniform(1, x.device).reshape(-1, *[1] * (x.ndim - 1)) < 0.5
+            mirrored = column(noise.uniform(1, x.device), x) < 0.5
             x = x.flip(-1).where(mirrored, x)
         return x
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: expected a JSON file of this project; {error}") from None
 
 
+@cache
 def _commit() -> str | None:
     """Commit of the checkout that this package lies in, with "+" if it was changed; None outside of one."""
     root = Path(__file__).resolve().parents[1]
@@ -62,6 +64,7 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+@cache
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

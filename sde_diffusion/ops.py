@@ -33,11 +33,6 @@ def mean_per_example(a: Tensor) -> Tensor:
     return per_example(a).mean(dim=1)
 
 
-def sum_per_example(a: Tensor) -> Tensor:
-    """Sum over all but the first dimension: (B, *) → (B,)."""
-    return per_example(a).sum(dim=1)
-
-
 def host_bool(flag: Tensor) -> bool:
     """Read one boolean back from the device.
 

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 NoiseFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``noise(x, t, s)``: standard normal noise shaped like ``x`` for a step from time ``t`` to ``s``."""
 
-ScoreFn = Callable[[Tensor, Tensor], Tensor]
-"""``score(x, t)``: an estimate of ∇ₓ log p_t(x), shaped like ``x``."""
-
 Callback = Callable[[int, Tensor, Tensor], None]
 """``callback(step, t, x)``: sees the state ``x`` after ``step`` steps, at time ``t``; step 0 is the start."""
 

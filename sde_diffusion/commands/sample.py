@@ -28,6 +28,7 @@ from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
 from sde_diffusion.files import provenance, read_json, write_atomically
+from sde_diffusion.ops import column
 from sde_diffusion.training import checkpoints
 
 STRIP_ROWS, STRIP_COLUMNS = 8, 12
@@ -123,7 +124,7 @@ def draw(
                 if with_strip and first == 0:
                     now = t.reshape(-1)[:STRIP_ROWS].double()
                     scale = (sde.alpha(now) ** 2 + sde.sigma(now) ** 2).rsqrt()  # unit size at all noise levels
-                    shown = x[:STRIP_ROWS].double().cpu() * scale.cpu().reshape(-1, *[1] * (x.ndim - 1))
+                    shown = x[:STRIP_ROWS].double().cpu() * column(scale.cpu(), x)
                     strip.append((float(now[0]), shown))
 
             count = min(batch_size, num_samples - first)

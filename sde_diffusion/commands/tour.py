@@ -98,8 +98,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
 
     rows = [measure("(training images)", "", 0.0, 0.0, train_x, 0.0)]
     for name in samplers.names():
-        options = config.sampler[name].to_dict() if name in config.sampler else {}
-        sampler = samplers.build(name, **{**options, **OPTIONS.get(name, {})})
+        sampler = configuration.build_sampler(config, name, **OPTIONS.get(name, {}))
         count = values.num_samples
         drawn = draw(sampler, loaded, device, count, count, config.seed, quiet, with_strip=name == STRIP)
         x = drawn.x.clamp(-1.0, 1.0) if dataset.levels is not None else drawn.x
