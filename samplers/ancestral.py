@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from samplers.base import SAMPLERS, LinearSampler
-from sde_diffusion.errors import InputError
+from sde_diffusion.reverse import posterior_coefficients, variance_weight
 from sde_diffusion.sdes import SDE
 
 
@@ -37,19 +36,11 @@ class Ancestral(LinearSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self._beta_weight() <= 1.0:
-            raise InputError(f"variance={self.variance!r}: expected 'posterior', 'beta' or a number in [0, 1]")
-
-    def _beta_weight(self) -> float:
-        """Weight of log β in the log variance: 0 for the posterior variance, 1 for β, NaN for a bad option."""
-        try:
-            return float({"posterior": 0.0, "beta": 1.0}.get(str(self.variance), self.variance))
-        except (TypeError, ValueError):
-            return math.nan
+        variance_weight(self.variance)
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha_ts, beta = sde.transition(t, s)
-        ratio = (sde.sigma(s) / sde.sigma(t)) ** 2
-        weight = self._beta_weight()
-        variance = beta * ratio ** (1.0 - weight)  # β^w β̃^{1−w} with β̃ = β ratio
-        return alpha_ts * ratio, sde.alpha(s) * beta / sde.sigma(t) ** 2, variance.sqrt()
+        of_x, of_x0, posterior = posterior_coefficients(sde, t, s)
+        _, beta = sde.transition(t, s)
+        weight = variance_weight(self.variance)
+        variance = beta * (posterior / beta) ** (1.0 - weight)  # β^w β̃^{1−w}
+        return of_x, of_x0, variance.sqrt()

@@ -10,7 +10,7 @@ follow from α and σ at t and s. Samplers that choose their own times derive fr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoisers import PREDICTIONS, Denoiser, Prediction, view_of
+from sde_diffusion.denoisers import PREDICTIONS, CountedDenoiser, view_of
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import host_bool
@@ -46,30 +46,6 @@ class SampleResult:
     nfe: int
     nfe_per_sample: Tensor
     times: Tensor
-
-
-class CountedDenoiser:
-    """A denoiser with its conditioning filled in and its evaluations counted."""
-
-    def __init__(self, denoiser: DenoiserLike, conditioning: dict[str, Any]) -> None:
-        self._denoiser, self._conditioning = denoiser, conditioning
-        self.nfe = 0
-
-    @property
-    def sde(self) -> SDE:
-        return self._denoiser.sde
-
-    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
-        self.nfe += 1
-        return self._denoiser(x, t, **self._conditioning, **conditioning)
-
-    def round_t(self, t: Tensor) -> Tensor:
-        return self._denoiser.round_t(t)
-
-    def tabulate(self, grid: Tensor, points: Sequence[Tensor]) -> None:
-        """Let a network's denoiser compute what depends on time alone for the whole grid at once."""
-        if isinstance(self._denoiser, Denoiser):
-            self._denoiser = self._denoiser.tabulated(grid, points)
 
 
 def _default_device(denoiser: DenoiserLike) -> torch.device:
@@ -193,12 +169,18 @@ def ode_times(start: float, stop: float, denoise: bool) -> Tensor:
     return torch.tensor([start, stop, 0.0][: 3 if denoise else 2], dtype=torch.float64)
 
 
-def check_finite(x: Tensor, sampler: Sampler) -> None:
-    """Refuse a final state that is not finite, for samplers that keep no trace of their steps."""
+def check_finite(x: Tensor, sampler: Sampler, reasons: Callable[[], dict[int, str]] = dict) -> None:
+    """Refuse a final state that is not finite, for samplers that keep no trace of their steps.
+
+    Args:
+        reasons: asked then, returns why samples failed where the solver knows it.
+    """
     if host_bool(~torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x.reshape(x.shape[0], -1)).all(dim=1)).sum())
+        why = next((f" (sample {i}: {reason})" for i, reason in reasons().items()), "")
         raise InputError(
-            f"{bad} of {x.shape[0]} samples are not finite with {sampler}; loosen its tolerances or check the network"
+            f"{bad} of {x.shape[0]} samples are not finite with {sampler}{why}; loosen its tolerances or check the "
+            "network"
         )
 
 

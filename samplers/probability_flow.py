@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite, ode_times
+from samplers.base import SAMPLERS, Sampler, SampleResult, check_finite, ode_times
+from sde_diffusion.denoisers import CountedDenoiser
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.ode import ODE_METHODS, solve_ode
 from sde_diffusion.ops import expand
@@ -22,7 +23,7 @@ class ProbabilityFlow(Sampler):
     Args:
         rtol, atol: tolerances of a sample's root mean square error a step, in units of the state's size √(α² + σ²).
         method: "dopri5" or "bosh3".
-        max_steps: step attempts after which the solve is given up.
+        max_steps: step attempts after which a sample is given up.
 
     References:
         Song et al. 2021, arXiv:2011.13456, Eq. 13 and Appendix D.4 (there RK45 with 1e-5 on the whole batch).
@@ -72,5 +73,5 @@ class ProbabilityFlow(Sampler):
         x, nfe = solution.y * radius[1], solution.nfe
         if self.denoise:
             x, nfe = denoiser(x, times[1]).x0, nfe + 1
-        check_finite(x, self)
+        check_finite(x, self, solution.reasons)
         return SampleResult(x, denoiser.nfe, nfe, times)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite, ode_times
+from samplers.base import SAMPLERS, Sampler, SampleResult, check_finite, ode_times
+from sde_diffusion.denoisers import CountedDenoiser
 from sde_diffusion.errors import InputError, require, require_float
 from sde_diffusion.reverse import ProbabilityFlow as Flow
 from sde_diffusion.types import Callback, NoiseFn

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, CountedDenoiser, Sampler, SampleResult, check_finite
+from samplers.base import SAMPLERS, Sampler, SampleResult, check_finite
+from sde_diffusion.denoisers import CountedDenoiser
 from sde_diffusion.errors import require, require_int
 from sde_diffusion.reverse import TorchSDEReverse, TorchSDEReverseDiagonal
 from sde_diffusion.types import Callback, NoiseFn

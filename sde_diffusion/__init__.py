@@ -5,10 +5,13 @@ turns a denoiser and a time grid into samples.
 """
 
 from sde_diffusion.analytic import Empirical, Gaussian, GaussianMixture, Law
+from sde_diffusion.bounds import VariationalBound, continuous_bound, discrete_bound
 from sde_diffusion.denoisers import Denoiser, Prediction, TimeConditioning
 from sde_diffusion.errors import InputError
+from sde_diffusion.likelihood import ErrorBudget, LikelihoodResult, bits_per_dim, log_likelihood
 from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.reverse import forward_posterior
 from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, SubVPSDE
 
 __version__ = "0.1.0"
@@ -22,13 +25,21 @@ __all__ = [
     "Denoiser",
     "DenoisingScoreMatching",
     "Empirical",
+    "ErrorBudget",
     "Gaussian",
     "GaussianMixture",
     "InputError",
     "Law",
+    "LikelihoodResult",
     "NoiseStream",
     "Prediction",
     "SubVPSDE",
     "TimeConditioning",
+    "VariationalBound",
     "__version__",
+    "bits_per_dim",
+    "continuous_bound",
+    "discrete_bound",
+    "forward_posterior",
+    "log_likelihood",
 ]

@@ -172,6 +172,14 @@ class Gaussian(GaussianMixture):
         require(m.ndim == 1, "mean", tuple(m.shape), "shape (D,)")
         super().__init__([1.0], m[None], c[None])
 
+    def prior_kl(self, sde: SDE) -> Tensor:
+        """Return KL(p_T ‖ prior) ≥ 0, nats, float64, (): what the SDE's prior costs the mean log-likelihood."""
+        T = torch.tensor(sde.T, dtype=torch.float64)
+        alpha, sigma = sde.alpha(T) / sde.prior_std, sde.sigma(T) / sde.prior_std
+        variance = alpha**2 * self._spectrum[0] + sigma**2
+        kl: Tensor = 0.5 * ((variance - 1.0 - variance.log()).sum() + (alpha * self.means[0]).square().sum())
+        return kl
+
 
 class Empirical(Law):
     """A finite data set, each example widened by an isotropic Gaussian kernel: its ideal denoiser.

@@ -42,12 +42,13 @@ def default_config() -> ConfigDict:
     config.network = _choice(NETWORKS, "unet")
     config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=1, attention=())
     config.denoiser = ConfigDict({"prediction": "v", "sigma_data": 0.0})
-    config.denoiser.conditioning = _choice(CONDITIONINGS, "scaled")
+    config.denoiser.conditioning = _choice(CONDITIONINGS, "log_snr")
     config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
     config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
     config.training = ConfigDict(dict(vars(TrainingOptions())))
     config.training.update(num_steps=1400, batch_size=64, learning_rate=5e-3, warmup_steps=50, beta2=0.99)
     config.training.ema_decay = 0.99
+    config.training.dequantise = True  # a density over the cells of the grey levels: what a likelihood is of
     config.sampler = _choice(SAMPLERS, "ddim")
     return config
 

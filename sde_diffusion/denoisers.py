@@ -31,6 +31,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.ops import expand
 from sde_diffusion.registry import Registry, hint
 from sde_diffusion.sdes import SDE
+from sde_diffusion.types import DenoiserLike
 
 PREDICTIONS = ("x0", "eps", "v", "score")
 
@@ -154,6 +155,27 @@ class LogSigma(TimeConditioning):
         return sde.sigma(t).log()
 
 
+@CONDITIONINGS.register("log_snr")
+@dataclass(frozen=True)
+class LogSNR(TimeConditioning):
+    """label = −scale · λ(t) with λ = log(α²/σ²), the same for every SDE; EDM's ¼ log σ is scale ⅛.
+
+    The network then changes with the noise level alone, and as slowly as the noise does: label 999 t turns the fastest
+    feature of a sinusoidal embedding 159 times between 0 and T, which an ODE solver has to follow (see the findings).
+
+    References:
+        Karras et al. 2022, arXiv:2206.00364, Table 1 (c_noise); Kingma et al. 2021, arXiv:2107.00630, Section 3.3.
+    """
+
+    scale: float = 0.125
+
+    def __post_init__(self) -> None:
+        require_float("scale", self.scale, 0.0, open_low=True)
+
+    def label(self, t: Tensor, sde: SDE) -> Tensor:
+        return -self.scale * sde.log_snr(t)
+
+
 class Denoiser:
     """A network, the SDE it was trained for, what it predicts and how it is told the time.
 
@@ -229,3 +251,27 @@ class Denoiser:
     def round_t(self, t: Tensor) -> Tensor:
         """Return the times nearest to ``t`` that the network was trained on."""
         return self.conditioning.round_t(t)
+
+
+class CountedDenoiser:
+    """A denoiser with its conditioning filled in and its evaluations counted."""
+
+    def __init__(self, denoiser: DenoiserLike, conditioning: dict[str, Any]) -> None:
+        self._denoiser, self._conditioning = denoiser, conditioning
+        self.nfe = 0
+
+    @property
+    def sde(self) -> SDE:
+        return self._denoiser.sde
+
+    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
+        self.nfe += 1
+        return self._denoiser(x, t, **self._conditioning, **conditioning)
+
+    def round_t(self, t: Tensor) -> Tensor:
+        return self._denoiser.round_t(t)
+
+    def tabulate(self, grid: Tensor, points: Sequence[Tensor]) -> None:
+        """Let a network's denoiser compute what depends on time alone for the whole grid at once."""
+        if isinstance(self._denoiser, Denoiser):
+            self._denoiser = self._denoiser.tabulated(grid, points)

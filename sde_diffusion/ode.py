@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import ops
-from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.errors import require, require_float, require_int
 
 ODE_METHODS = {"dopri5": "RK45", "bosh3": "RK23"}
 """Method names and the SciPy classes that hold their tableaux; both reuse the last stage as the next first one."""
+
+FAILURES = ("", "its step size underflowed: the slope is not finite or jumps", "it needs more steps than max_steps")
+"""Why a sample's solve failed, by the code in :attr:`ODESolution.failure`."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,22 @@ class ODESolution:
     """End state and counts of one solve.
 
     Attributes:
-        y: state at the end time, shape (B, *); NaN for a sample whose step size underflowed.
+        y: state at the end time, shape (B, *); NaN for a sample whose solve failed.
         nfe: evaluations that each sample needed, int64, (B,).
         rejected: steps that each sample took back, int64, (B,).
+        failure: 0, or the number of the reason in ``FAILURES``, int64, (B,).
         evaluations: calls of ``f`` for the batch.
     """
 
     y: Tensor
     nfe: Tensor
     rejected: Tensor
+    failure: Tensor
     evaluations: int
+
+    def reasons(self) -> dict[int, str]:
+        """Return why samples failed, by their place in the batch; empty if none did."""
+        return {i: FAILURES[code] for i, code in enumerate(self.failure.tolist()) if code}
 
 
 def _norm(a: Tensor, scale: Tensor) -> Tensor:
@@ -67,11 +76,11 @@ def solve_ode(
         t0, t1: start and end, 0-dimensional float64 on the CPU, in either order.
         rtol, atol: a step is accepted if the root mean square over a sample of error/(atol + rtol·|y|) is at most 1.
         method: "dopri5" (order 5) or "bosh3" (order 3).
-        max_steps: step attempts after which the solve is given up.
+        max_steps: step attempts after which a sample is given up; the others are finished.
         on_step: called with the attempt's number, the times (B,) and the states (B, *).
 
     Raises:
-        InputError: on a bad tolerance or method, or when ``max_steps`` is reached.
+        InputError: on a bad tolerance or method.
     """
     require_float("rtol", rtol, 0.0, open_low=True)
     require_float("atol", atol, 0.0, open_low=True)
@@ -111,6 +120,7 @@ def solve_ode(
     done = t == end
     nfe = torch.full_like(t, 2, dtype=torch.int64)
     rejected = torch.zeros_like(nfe)
+    failure = torch.zeros_like(nfe)
     evaluations = 2
     just_rejected = torch.zeros_like(done)
     for attempt in range(1, max_steps + 1):
@@ -138,13 +148,15 @@ def solve_ode(
         keep = ops.column(accepted, y)
         t = torch.where(accepted, t_new, t)
         y, k = torch.where(keep, y_new, y), torch.where(keep, ks[-1], k)
+        finished = t == end
         stuck = retry & ~(size >= smallest)  # NaN is stuck too
-        y = torch.where(ops.column(stuck, y), torch.full_like(y, torch.nan), y)
-        done = done | (t == end) | stuck
+        failure = torch.where(stuck, 1, failure)
+        if attempt == max_steps:
+            failure = torch.where(~(done | finished | stuck), 2, failure)
+        y = torch.where(ops.column(failure > 0, y), torch.full_like(y, torch.nan), y)
+        done = done | finished | stuck
         if on_step is not None:
             on_step(attempt, t, y)
-        if ops.host_bool(done.all()):
-            return ODESolution(y, nfe, rejected, evaluations)
-    raise InputError(
-        f"max_steps={max_steps}: the solver has not reached the end; raise rtol={rtol:g}, atol={atol:g} or max_steps"
-    )
+        if attempt == max_steps or ops.host_bool(done.all()):
+            break
+    return ODESolution(y, nfe, rejected, failure, evaluations)

@@ -5,6 +5,8 @@
 
 References:
     B. Anderson, "Reverse-time diffusion equation models", 1982; Song et al. 2021, arXiv:2011.13456, Eqs. 6 and 13.
+
+In discrete time the reversal is the forward posterior q(x_s | x_t, x₀) with x₀ predicted (Ho et al. 2020).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import InputError
 from sde_diffusion.ops import expand
+from sde_diffusion.sdes import SDE
 from sde_diffusion.types import DenoiserLike
 
 
@@ -22,6 +26,46 @@ def reverse_drift(denoiser: DenoiserLike, x: Tensor, t: Tensor) -> Tensor:
     """Return the drift f x − g² score of the reverse SDE, shape (B, *), at ``x`` (B, *) and ``t`` (() or (B,))."""
     f, g = denoiser.sde.coefficients(t)
     return expand(f, x) * x - expand(g**2, x) * denoiser(x, t).score
+
+
+def posterior_coefficients(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a, b and β̃ of the forward posterior q(x_s | x_t, x₀) = N(a x_t + b x₀, β̃ I), s < t, in the shape of ``t``.
+
+    a = α_{t|s} σ_s²/σ_t²,  b = α_s σ²_{t|s}/σ_t²,  β̃ = σ²_{t|s} σ_s²/σ_t².
+    """
+    alpha_ts, beta = sde.transition(t, s)
+    ratio = (sde.sigma(s) / sde.sigma(t)) ** 2
+    return alpha_ts * ratio, sde.alpha(s) * beta / sde.sigma(t) ** 2, beta * ratio
+
+
+def forward_posterior(sde: SDE, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean, (B, *), and variance, shape of ``t``, of q(x_s | x_t, x₀) for every linear SDE and any s < t.
+
+    Args:
+        x: x_t, (B, *).
+        x0: x₀, (B, *).
+        t, s: times, () or (B,).
+
+    References:
+        Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7; for any two times Kingma et al. 2021, arXiv:2107.00630, Eq. 27.
+    """
+    of_x, of_x0, variance = posterior_coefficients(sde, t, s)
+    return expand(of_x, x) * x + expand(of_x0, x) * x0, variance
+
+
+def variance_weight(variance: str | float) -> float:
+    """Return the weight w of log β in the log reverse variance β^w β̃^{1−w}: 0 for "posterior", 1 for "beta".
+
+    Raises:
+        InputError: unless it is one of the two or a number in [0, 1].
+    """
+    try:
+        weight = float({"posterior": 0.0, "beta": 1.0}.get(str(variance), variance))
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0.0 <= weight <= 1.0:
+        raise InputError(f"variance={variance!r}: expected 'posterior', 'beta' or a number in [0, 1]")
+    return weight
 
 
 class ProbabilityFlow:

@@ -12,7 +12,8 @@ FLOORS = {
     "types": 0, "errors": 0, "ops": 0, "registry": 0, "noise": 0,
     "sdes": 1,
     "denoisers": 2, "timesteps": 2, "ode": 2,
-    "reverse": 3, "analytic": 3, "losses": 3,
+    "reverse": 3, "analytic": 3, "losses": 3, "bounds": 3,
+    "likelihood": 4,
 }  # fmt: skip
 """The mathematics, by floor; all other modules of sde_diffusion are the workshop."""
 FOR_SAMPLERS = {"types", "errors", "ops", "registry", "noise", "sdes", "denoisers", "timesteps", "ode", "reverse"}

@@ -93,15 +93,16 @@ def test_scaling_round_trip_for_every_level(levels: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dequantised_values_stay_in_their_cell(levels: int, dtype: torch.dtype) -> None:
     ramp = grey_ramp(levels)
-    lower = 2.0 * ramp.train.double() / levels - 1.0
+    lower = 2.0 * (ramp.train.double() - 0.5) / (levels - 1) - 1.0
     for u in (0.0, 0.5, 0.999, 1.0 - torch.finfo(dtype).eps):
         x = ramp.dequantise(ramp.train, torch.full(ramp.train.shape, u, dtype=dtype))
         assert x.dtype == torch.float32
         assert bool((x >= lower - 2e-7).all())
-        assert bool((x <= lower + ramp.dequantised_scale + 2e-7).all())
-        if u < 0.9995:  # beyond, float32 may round to the next cell
-            assert torch.equal(((x.double() + 1.0) * levels / 2.0 + 1e-4).floor(), ramp.train.double())
-    assert x.max() <= 1.0
+        assert bool((x <= lower + ramp.cell + 2e-7).all())
+        if u in (0.5, 0.999):  # at the edges float32 may round to the next cell
+            assert torch.equal(ramp.unscale(x), ramp.train)
+    middle = ramp.dequantise(ramp.train, torch.full(ramp.train.shape, 0.5, dtype=dtype))
+    torch.testing.assert_close(middle, ramp.scale(ramp.train))  # cells lie around what is trained on
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -109,9 +110,9 @@ def test_log_volume_factor_makes_uniform_data_cost_log2_levels(levels: int) -> N
     ramp = grey_ramp(levels)
     zero = torch.zeros(ramp.train.shape)
     steps = ramp.dequantise(ramp.train, zero).flatten().diff()
-    torch.testing.assert_close(steps, torch.full_like(steps, ramp.dequantised_scale))  # dx/dk
-    density = 0.5  # uniform on [−1, 1)
-    assert -math.log2(density * ramp.dequantised_scale) == pytest.approx(math.log2(levels), abs=1e-12)
+    torch.testing.assert_close(steps, torch.full_like(steps, ramp.cell))  # dx/dk
+    density = (levels - 1) / (2.0 * levels)  # uniform over the cells, which reach half a cell beyond [−1, 1]
+    assert -math.log2(density * ramp.cell) == pytest.approx(math.log2(levels), abs=1e-12)
 
 
 def test_to_uint8_spans_eight_bits_for_any_number_of_levels() -> None:
@@ -133,7 +134,7 @@ def test_continuous_data_pass_all_maps_unchanged() -> None:
     assert torch.equal(moons.scale(x), x)
     assert torch.equal(moons.unscale(x), x)
     assert torch.equal(moons.dequantise(x, torch.rand_like(x)), x)
-    assert moons.dequantised_scale == 1.0
+    assert moons.cell == 1.0
     with refused("two_moons", "images"):
         moons.to_uint8(x)
 

@@ -10,5 +10,4 @@ def get_config() -> ConfigDict:
     config.sde.name = "subvp"
     config.loss.times.name = "importance"
     config.loss.weighting.name = "likelihood"
-    config.training.dequantise = True
     return config

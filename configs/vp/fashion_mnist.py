@@ -10,12 +10,12 @@ def get_config() -> ConfigDict:
     config.data.name = "fashion_mnist"
     config.network.unet.channels = 32
     config.network.unet.channel_mults = (1, 2, 2)
-    config.network.unet.num_blocks = 2
+    config.network.unet.num_blocks = 1
     config.network.unet.attention = (7,)
     config.training.batch_size = 64
-    config.training.num_steps = 6000
-    config.training.learning_rate = 1e-3
-    config.training.ema_decay = 0.9995
+    config.training.num_steps = 4800
+    config.training.learning_rate = 2e-3
+    config.training.ema_decay = 0.999
     config.training.checkpoint_every = 500
     config.threads = 0
     return config

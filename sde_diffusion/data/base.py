@@ -2,11 +2,12 @@
 
 Networks see numbers in [−1, 1]. Pictures are whole grey levels 0 … L−1, and two maps lead from them to model space:
 
-    scale        x = 2 k/(L−1) − 1        levels at both ends of [−1, 1]; what is trained on and drawn
-    dequantise   x = 2 (k+u)/L − 1        u ~ U[0, 1): every level fills a cell of width 2/L; what a density is of
+    scale        x = 2 k/(L−1) − 1              levels at both ends of [−1, 1]; what is trained on and drawn
+    dequantise   x = 2 (k + u − ½)/(L−1) − 1    u ~ U[0, 1): every level fills the cell around it; what a density is of
 
-A density over x gives the probability of a level through the cell's volume, (2/L) a dimension. Continuous data (the
-toys, float arrays) have no levels; all maps are the identity for them.
+The cells, 2/(L−1) wide, are those of DDPM's discrete decoder (Ho et al. 2020, arXiv:2006.11239, Eq. 13), so that a
+density, a bound and a sample speak of the same numbers. A density over x gives the probability of a level through the
+cell's volume. Continuous data (the toys, float arrays) have no levels; all maps are the identity for them.
 
 References:
     L. Theis, A. van den Oord, M. Bethge, "A note on the evaluation of generative models", 2016, arXiv:1511.01844
@@ -83,9 +84,9 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
     @property
-    def dequantised_scale(self) -> float:
-        """The factor dx/dk = 2/L of :meth:`dequantise`, by which a dimension's cell shrinks; 1 for continuous data."""
-        return 1.0 if self.levels is None else 2.0 / self.levels
+    def cell(self) -> float:
+        """Width 2/(L−1) of a level's cell in model space, dx/dk of both maps; 1 for continuous data."""
+        return 1.0 if self.levels is None else 2.0 / (self.levels - 1)
 
     def _check_event(self, name: str, value: Tensor) -> None:
         expected = f"(B, {', '.join(map(str, self.shape))}), the shape of {self.name}"
@@ -123,14 +124,14 @@ class Dataset:
         return ((x + 1.0) * (0.5 * (self.levels - 1))).round().clamp(0, self.levels - 1).to(torch.uint8)
 
     def dequantise(self, k: Tensor, u: Tensor) -> Tensor:
-        """Spread grey levels over their cells: 2 (k+u)/L − 1, the uniform dequantisation.
+        """Spread grey levels over their cells: 2 (k + u − ½)/(L−1) − 1, the uniform dequantisation.
 
         Args:
             k: uint8 (B, *shape).
             u: floating point, in [0, 1), of k's shape.
 
         Returns:
-            float32 (B, *shape), from −1 to 1 (the open end is reached only by rounding).
+            float32 (B, *shape), from −1 − 1/(L−1) to 1 + 1/(L−1).
 
         Raises:
             InputError: on another shape or dtype.
@@ -140,7 +141,7 @@ class Dataset:
             return k
         require(u.shape == k.shape, "u shape", tuple(u.shape), f"{tuple(k.shape)}, the shape of k")
         require(u.is_floating_point(), "u dtype", u.dtype, "floating point, uniform in [0, 1)")
-        return ((k + u) * 2.0 / self.levels - 1.0).to(torch.float32)
+        return ((k + (u - 0.5)) * (2.0 / (self.levels - 1)) - 1.0).to(torch.float32)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Make 8-bit pictures of model-space images, whatever the number of levels: [−1, 1] → 0 … 255.

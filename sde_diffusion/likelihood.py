@@ -1,0 +1,340 @@
+"""Exact log-likelihood of a denoiser by the probability-flow ODE, and what its errors are.
+
+The probability flow carries data to noise along a deterministic path, so log-density changes by the divergence of its
+slope. In the angle φ = atan(σ/α) with w = x/r, r = √(α² + σ²) (:class:`~sde_diffusion.reverse.ProbabilityFlow`),
+
+    log p(x) = log prior(x_T) + D log(r_T/r_min) + ∫ div(dw/dφ) dφ,        φ from φ(t_min) to φ(T).
+
+The divergence is the trace of a Jacobian: exact, by one product for each of the D components, or Hutchinson's unbiased
+estimate E[eᵀ J e] with random probes e that stay the same along a trajectory. Product and slope come from one forward
+and one backward pass.
+
+References:
+    Song et al. 2021, arXiv:2011.13456, Eqs. 39 and 40 and Section 4.3. R. Chen et al., "Neural Ordinary Differential
+    Equations", 2018, arXiv:1806.07366, Theorem 1. W. Grathwohl et al., "FFJORD", 2019, arXiv:1810.01367, Section 3.1
+    (fixed probes). M. Hutchinson, 1989, Commun. Stat. Simul. Comput. 18(3). Y. Burda, R. Grosse, R. Salakhutdinov,
+    "Importance Weighted Autoencoders", 2016, arXiv:1509.00519, Eq. 8.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.bounds import prior_kl, truncation_term
+from sde_diffusion.denoisers import CountedDenoiser
+from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.ode import ODESolution, solve_ode
+from sde_diffusion.ops import per_example
+from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.types import DenoiserLike
+
+DIVERGENCES = ("hutchinson", "exact")
+PROBE_LAWS = ("rademacher", "gaussian")
+T_MIN = 1e-5
+"""Where the flow starts by default, as in score SDE; a network of discrete time starts at its first time instead."""
+TOLERANCES = tuple(10.0 ** (-0.5 * n) for n in range(5, 17))
+"""Rungs of :func:`choose_tolerance`: half decades from 3e-3 to 1e-8."""
+_ROWS = 512  # examples times directions of one backward pass: bounds the memory of many probes
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """What separates the reported log-likelihoods from the exact ones, in nats, as means over samples.
+
+    Attributes:
+        probes: standard error of the mean log-likelihood from the random probes; NaN with one probe, 0 if exact.
+        solver: mean change when the tolerances are ten times smaller, and its standard error, over ``checked`` samples.
+        prior: KL(p_T ‖ prior) ≥ 0, by which the prior lowers the mean; exact where p_T is a known Gaussian, else the
+            bound E[KL(p(x_T | x₀) ‖ prior)] from the second moment of the samples.
+        prior_is_exact: which of the two.
+        truncation: mean difference between the bound on log p(x) that starts from x_{t_min} ~ p(x_{t_min} | x) and the
+            reported value, which takes x itself for x_{t_min}, and its standard error, over ``checked`` samples.
+        checked: number of samples that were solved again for ``solver`` and ``truncation``.
+    """
+
+    probes: float
+    solver: tuple[float, float]
+    prior: float
+    prior_is_exact: bool
+    truncation: tuple[float, float]
+    checked: int
+
+
+@dataclass(frozen=True)
+class LikelihoodResult:
+    """Log-likelihoods of samples.
+
+    Attributes:
+        log_prob: log p in nats, float64, (B,); NaN for a sample whose solve failed.
+        std_error: standard error of each from its probes, (B,); 0 if exact, NaN with a single probe.
+        latent: x_T, shape (B, *); the ``probability_flow`` sampler without denoising takes it back to x.
+        nfe: evaluations that each sample needed, int64, (B,); each is one forward pass and one backward pass a probe.
+        reasons: why samples failed, by their place in the batch.
+        budget: the errors.
+    """
+
+    log_prob: Tensor
+    std_error: Tensor
+    latent: Tensor
+    nfe: Tensor
+    reasons: dict[int, str]
+    budget: ErrorBudget
+
+
+def _directions(x: Tensor, divergence: str, probes: int, law: str, noise: NoiseStream) -> list[Tensor]:
+    """Return the directions (k, B, *) of each backward pass."""
+    if divergence == "exact":
+        size = per_example(x).shape[1]
+        chunk = max(1, _ROWS // len(x))
+        eye = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
+        return [part.expand(-1, *x.shape) for part in torch.split(eye, chunk)]
+    drawn = torch.stack([noise(x).clone() for _ in range(probes)])
+    if law == "rademacher":
+        drawn = torch.where(drawn < 0.0, -1.0, 1.0).to(x)
+    return list(torch.split(drawn, max(1, _ROWS // len(x))))
+
+
+def _products(slope: Tensor, w: Tensor, directions: list[Tensor]) -> Iterator[Tensor]:
+    """Yield eᵀ J e for each direction e, (k, B) at a time, from one forward pass."""
+    for i, e in enumerate(directions):
+        keep = i + 1 < len(directions)
+        if len(e) == 1:
+            (product,) = torch.autograd.grad(slope, w, e[0], retain_graph=keep)
+            product = product[None]
+        else:
+            (product,) = torch.autograd.grad(slope, w, e, retain_graph=keep, is_grads_batched=True)
+        yield (product * e).flatten(2).sum(dim=2)
+
+
+def _check(
+    denoiser: DenoiserLike, x: Tensor, divergence: str, probes: int, probe_law: str, t_min: float | None
+) -> float:
+    """Check the arguments and return the time to start at."""
+    require(
+        isinstance(x, Tensor) and x.ndim >= 2 and x.numel() > 0 and x.is_floating_point(),
+        "x",
+        tuple(x.shape) if isinstance(x, Tensor) else x,
+        "floating-point samples of shape (B, *)",
+    )
+    broken = int((~torch.isfinite(x)).sum())
+    require(broken == 0, "x", f"{broken} of {x.numel()} numbers NaN or infinite", "finite numbers")
+    require(divergence in DIVERGENCES, "divergence", divergence, f"one of {', '.join(DIVERGENCES)}")
+    require(probe_law in PROBE_LAWS, "probe_law", probe_law, f"one of {', '.join(PROBE_LAWS)}")
+    require_int("probes", probes, 1)
+    sde = denoiser.sde
+    if t_min is None:
+        return float(denoiser.round_t(torch.tensor(T_MIN, dtype=torch.float64)))
+    require_float("t_min", t_min, 0.0, sde.T, open_low=True)
+    require(t_min < sde.T, "t_min", t_min, f"a time within (0, {sde.T:g})")
+    return t_min
+
+
+def _solve(
+    flow: ProbabilityFlow, x: Tensor, directions: list[Tensor], exact: bool, times: Tensor, tolerance: dict[str, Any]
+) -> tuple[ODESolution, Tensor, Tensor]:
+    """Return the solution, log p of each probe (k or 1, B) in float64 and x_T."""
+    shape, size = x.shape, per_example(x).shape[1]
+    columns = 1 if exact else sum(len(e) for e in directions)
+    # The state is w beside ∫ div dφ/√D, in whose norm an error of one nat weighs as much as 1/D in each component.
+    unit = math.sqrt(size)
+
+    def slope(angle: Tensor, y: Tensor) -> Tensor:
+        w = y[:, :size].reshape(shape).detach().requires_grad_()
+        with torch.enable_grad():
+            dw = flow(angle, w)
+        if not dw.requires_grad:
+            raise InputError("denoiser: its prediction has no gradient with respect to x; do not detach it")
+        traces = torch.cat(list(_products(dw, w, directions)))
+        traces = traces.sum(dim=0, keepdim=True) if exact else traces
+        return torch.cat([per_example(dw.detach()), traces.T / unit], dim=1)
+
+    radius, angle = flow.radius(times), flow.angle(times)
+    start = torch.cat([per_example(x / radius[0]), x.new_zeros(len(x), columns)], dim=1)
+    solution = solve_ode(slope, start, angle[0], angle[1], **tolerance)
+    latent = solution.y[:, :size].reshape(shape) * radius[1]
+    wide = latent.double() if latent.device.type != "mps" else latent
+    volume = size * (radius[1] / radius[0]).log()
+    return solution, flow.denoiser.sde.prior_logp(wide) + volume + solution.y[:, size:].T.to(wide) * unit, latent
+
+
+def log_likelihood(
+    denoiser: DenoiserLike,
+    x: Tensor,
+    *,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    probe_law: str = "rademacher",
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    seed: int = 0,
+    first_index: int = 0,
+    t_min: float | None = None,
+    method: str = "dopri5",
+    max_steps: int = 1000,
+    check: int = 4,
+    **conditioning: Any,
+) -> LikelihoodResult:
+    """Return log p_{t_min}(x) under the probability-flow ODE, nats, each sample solved on its own.
+
+    A sample's value and its number of evaluations depend on itself, ``seed`` and its index, not on its neighbours.
+
+    Args:
+        denoiser: a :class:`~sde_diffusion.Denoiser` or an analytic law's.
+        x: samples in model space, (B, *), on the denoiser's device.
+        divergence: "hutchinson", or "exact": D products an evaluation, for vectors and small pictures.
+        probes: number of random probes; all share the forward pass, and two or more give a standard error.
+        probe_law: "rademacher", of the least variance, or "gaussian".
+        rtol, atol: tolerances of a step, in units of the state's size and of nats a dimension.
+        seed, first_index: of the probes; the second batch of 64 has ``first_index=64``.
+        t_min: time whose law is evaluated at ``x``; by default 1e-5, or the first time of a network of discrete time.
+        method: "dopri5" or "bosh3".
+        max_steps: step attempts after which a sample is given up.
+        check: number of samples that are solved twice more, for the budget's solver and truncation errors; 0 leaves
+            those NaN.
+        conditioning: passed on to the network.
+
+    Raises:
+        InputError: on a bad argument, data that are not finite, or a denoiser without a gradient.
+    """
+    t_start = _check(denoiser, x, divergence, probes, probe_law, t_min)
+    require_int("check", check, 0)
+    require_int("first_index", first_index, 0)
+    exact = divergence == "exact"
+    flow = ProbabilityFlow(CountedDenoiser(denoiser, conditioning))
+    times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
+
+    def solve(x: Tensor, rtol: float, atol: float) -> tuple[ODESolution, Tensor, Tensor]:
+        noise = NoiseStream(seed, range(first_index, first_index + len(x)))
+        directions = _directions(x, divergence, probes, probe_law, noise)
+        options = {"rtol": rtol, "atol": atol, "method": method, "max_steps": max_steps}
+        return _solve(flow, x, directions, exact, times, options)
+
+    with torch.no_grad():
+        solution, by_probe, latent = solve(x, rtol, atol)
+        log_prob = by_probe.mean(dim=0)
+        if exact:
+            std_error = torch.zeros_like(log_prob)
+        else:
+            std_error = by_probe.std(dim=0) / math.sqrt(probes) if probes > 1 else torch.full_like(log_prob, math.nan)
+
+        some = x[: min(check, len(x))]
+        solver = truncation = (math.nan, math.nan)
+        if len(some):
+            _, tighter, _ = solve(some, 0.1 * rtol, 0.1 * atol)
+            solver = mean_and_error(tighter.mean(dim=0) - log_prob[: len(some)])
+            eps = NoiseStream(seed + 1, range(first_index, first_index + len(some)))(some).clone()
+            noisy, term = truncation_term(flow.denoiser, some, times[0], eps)
+            _, from_noisy, _ = solve(noisy, rtol, atol)
+            truncation = mean_and_error(from_noisy.mean(dim=0) + term - log_prob[: len(some)])
+
+    exact_kl = getattr(getattr(denoiser, "law", None), "prior_kl", None)
+    kl = prior_kl(denoiser.sde, x) if exact_kl is None else exact_kl(denoiser.sde)
+    budget = ErrorBudget(
+        probes=float((std_error**2).nanmean().sqrt() / math.sqrt(len(x))),
+        solver=solver,
+        prior=float(kl.mean()),
+        prior_is_exact=exact_kl is not None,
+        truncation=truncation,
+        checked=len(some),
+    )
+    return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A tolerance and the errors that speak for it, in nats.
+
+    Attributes:
+        value: for ``rtol`` and ``atol``.
+        solver: mean change of log p at ten times smaller tolerances and its standard error, over the pilot's samples.
+        statistical: standard error that the mean over all samples will have.
+        sufficient: whether the first is below a tenth of the second; False if even the smallest tolerance was not.
+    """
+
+    value: float
+    solver: tuple[float, float]
+    statistical: float
+    sufficient: bool
+
+
+def choose_tolerance(denoiser: DenoiserLike, x: Tensor, num_samples: int, **options: Any) -> Tolerance:
+    """Return the largest tolerance whose solver error is below a tenth of the statistical error of the mean.
+
+    A few samples are solved at falling tolerances. Each rung is judged by its change over one and over two rungs below,
+    half a decade each, because neighbouring tolerances can share an error.
+
+    Args:
+        denoiser: the model.
+        x: pilot samples, (B, *), B ≥ 2.
+        num_samples: number of samples over which the mean will be taken.
+        options: of :func:`log_likelihood`.
+
+    Raises:
+        InputError: as :func:`log_likelihood`; with fewer than 2 samples.
+    """
+    require(len(x) >= 2, "x", f"{len(x)} samples", "at least 2, to measure their spread")
+    require_int("num_samples", num_samples, 1)
+
+    @functools.cache
+    def at(rung: int) -> Tensor:
+        value = TOLERANCES[rung]
+        return log_likelihood(denoiser, x, **{**options, "rtol": value, "atol": value, "check": 0}).log_prob
+
+    for i, tolerance in enumerate(TOLERANCES[:-2]):
+        spread = at(i + 2)[torch.isfinite(at(i + 2))]
+        statistical = float(spread.std()) / math.sqrt(num_samples)
+        (near, _), (far, error) = mean_and_error(at(i + 1) - at(i)), mean_and_error(at(i + 2) - at(i))
+        sufficient = max(abs(near), abs(far)) <= 0.1 * statistical
+        chosen = Tolerance(tolerance, (far, error), statistical, sufficient)
+        if sufficient:
+            break
+    return chosen
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of finite independent values (N,) and its standard error; NaN where there are too few."""
+    values = values[torch.isfinite(values)].double()
+    if len(values) == 0:
+        return math.nan, math.nan
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def bits_per_dim(log_prob: Tensor, shape: Sequence[int], levels: int, scale: float = 2.0) -> Tensor:
+    """Turn log-likelihoods of uniformly dequantised data into bits per dimension of their grey levels.
+
+    −(log p(x) + D log(scale/levels))/(D log 2): the density times the volume of a level's cell, in bits. Data that are
+    uniform over the levels cost log₂ levels exactly.
+
+    Args:
+        log_prob: log p(x) in nats, any shape.
+        shape: shape of one sample.
+        levels: number of grey levels.
+        scale: width of the interval that their cells fill together: 2 for x = 2 (k + u)/levels − 1, and
+            ``levels * dataset.cell`` for a data set of this package. ``levels=1, scale=1`` gives the bits of a density.
+
+    Raises:
+        InputError: on a number or shape out of range.
+    """
+    require_int("levels", levels, 1)
+    require_float("scale", scale, 0.0, open_low=True)
+    size = math.prod(shape)
+    require(size > 0, "shape", tuple(shape), "the shape of one sample, for example (1, 8, 8)")
+    return -(log_prob / size + math.log(scale / levels)) / math.log(2.0)
+
+
+def importance_weighted(log_prob: Tensor) -> Tensor:
+    """Return log of the mean likelihood over dequantisation draws, (M, B) → (B,): a bound that M tightens.
+
+    References:
+        Burda et al. 2016, arXiv:1509.00519, Eq. 8; for dequantisation Ho et al. 2019, arXiv:1902.00275, Section 3.1.
+    """
+    return log_prob.logsumexp(dim=0) - math.log(len(log_prob))
