@@ -25,7 +25,7 @@ def test_config_builds(path: Path) -> None:
     assert configuration.differences(config, configuration.default_config())
 
 
-def test_fashion_network_has_about_a_million_parameters() -> None:
+def test_fashion_network_is_small_enough_for_a_cpu() -> None:
     path = next(p for p in CONFIGS if p.stem == "fashion_mnist")
     network = configuration.build_network(_config_file(str(path)), (1, 28, 28))
-    assert 0.9e6 < sum(p.numel() for p in network.parameters()) < 1.3e6
+    assert 0.5e6 < sum(p.numel() for p in network.parameters()) < 1.0e6

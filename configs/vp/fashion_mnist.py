@@ -1,4 +1,4 @@
-"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 1.1 million parameters, for a CPU or a small GPU."""
+"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 0.7 million parameters, 40 minutes on two CPU cores."""
 
 from ml_collections import ConfigDict
 

@@ -16,8 +16,9 @@ from sde_diffusion.registry import hint
 COMMANDS = {
     "train": "train a denoiser; resumes from the newest checkpoint of its workdir",
     "sample": "draw samples from a trained run with any sampler",
+    "likelihood": "score a data set or pictures: exact log-likelihood, bounds, bits/dim, error budget",
     "samplers": "print the table of samplers",
-    "verify": "certify every sampler on every SDE against laws in closed form",
+    "verify": "certify every sampler and the likelihood on every SDE against closed form",
     "tour": "the main job on built-in data: train on digits, sample with every sampler, compare",
 }
 

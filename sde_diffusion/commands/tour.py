@@ -13,12 +13,14 @@ from torch import Tensor
 
 import samplers
 from sde_diffusion import config as configuration
+from sde_diffusion.commands import likelihood
 from sde_diffusion.commands.flags import define_run_flags, pick_device, say
 from sde_diffusion.commands.sample import draw, load_run, save_samples
 from sde_diffusion.commands.train import train_run
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.distances import energy_distance, nearest_distances
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.files import provenance, write_atomically, write_json
 
 NUM_SAMPLES = 450
@@ -29,6 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scipy": {"rtol": 1e-3, "atol": 1e-3},
 }
 """Options that give every sampler about 50 evaluations, where its defaults do not."""
+NUM_SCORED = 128
+"""Held-out images whose likelihood is computed; ``sde-diffusion likelihood`` does them all."""
 STRIP = "ancestral"
 GRID = 64
 
@@ -119,19 +123,28 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         say("  " + " ".join(_cells(rows[-1])), quiet)
     save_grid(workdir / "samples" / "(test images).png", test_x[:GRID])
 
+    facts = {"data": dataset.name, "split": "test"}
+    k = dataset.test[:NUM_SCORED]
+    options = {"seed": config.seed, "device": device, "quiet": quiet}
+    _, scored = likelihood.score_split(workdir, loaded, dataset, k, ScoringOptions(), facts, **options)
+    likelihoods = f"likelihood of {len(k)} held-out images\n{likelihood.table(scored)}"
+
     seconds = time.perf_counter() - start
     facts = provenance(device, seed=config.seed, checkpoint=str(loaded.checkpoint), num_samples=values.num_samples)
     table = _table(rows)
     best = min(rows[1:], key=lambda row: row.distance)
     write_json(workdir / "tour.json", {"rows": [asdict(r) for r in rows], "seconds": seconds, "provenance": facts})
-    write_atomically(workdir / "tour.md", lambda p: p.write_text(table + "\n", encoding="utf-8"))
+    write_atomically(
+        workdir / "tour.md", lambda p: p.write_text(f"{table}\n\n```\n{likelihoods}\n```\n", encoding="utf-8")
+    )
     say(
         f"\n{table}\n\nclosest to the {len(test_x)} held-out images: {best.sampler}, energy distance "
-        f"{best.distance:+.4f} ± {best.std_error:.4f}\n\n"
+        f"{best.distance:+.4f} ± {best.std_error:.4f}\n\n{likelihoods}\n\n"
         f"{workdir}/samples/*.png          what each sampler drew; '(test images).png' beside them\n"
         f"{workdir}/samples/{STRIP}_trajectory.png   the reverse process, noise to image\n"
         f"{workdir}/samples/*.npz          the arrays, each with its provenance\n"
-        f"{workdir}/tour.md, tour.json     this table\n"
+        f"{workdir}/tour.md, tour.json     these tables\n"
+        f"{workdir}/likelihood.*           of each image, and where the bound's bits are spent\n"
         f"{workdir}/checkpoints            weights;  go on: sde-diffusion sample --workdir={workdir} --sampler=pc\n"
         f"{workdir}/train.jsonl            losses;   look: tensorboard --logdir={workdir}/tensorboard\n"
         f"done in {seconds:.0f} s",

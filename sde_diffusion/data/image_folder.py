@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sde_diffusion.data.base import DATASETS, Dataset, count_test
 from sde_diffusion.errors import InputError, require, require_int
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Pillow registers these, but reads them not at all or through another program (EPS starts Ghostscript).
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -25,8 +29,8 @@ def _picture_formats() -> tuple[list[str], set[str]]:
     return formats, {ending for ending, kind in endings.items() if kind in formats}
 
 
-def _load(path: Path, image_size: int, channels: int, formats: list[str]) -> np.ndarray:
-    """Read one file as uint8 (C, H, W).
+def _open(path: Path, channels: int, formats: list[str]) -> Image.Image:
+    """Read one file, upright, on white, in grey (1 channel) or colour (3).
 
     Raises:
         InputError: if Pillow cannot read it or it has more than 8 bits a channel; names the file.
@@ -45,10 +49,35 @@ def _load(path: Path, image_size: int, channels: int, formats: list[str]) -> np.
         raise InputError(f"file='{path}': cannot be read as a picture ({error}); repair or remove it") from error
     deep = depth == "F" or depth.startswith("I")
     require(not deep, "file", str(path), f"8 bits a channel, not mode {depth}", "convert it to 8 bits first")
+    return image
+
+
+def _load(path: Path, image_size: int, channels: int, formats: list[str]) -> np.ndarray:
+    """Read one file as uint8 (C, H, W), its central square, resized."""
+    from PIL import Image
+
+    image = _open(path, channels, formats)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.LANCZOS)
     return np.array(square).reshape(image_size, image_size, channels).transpose(2, 0, 1)
+
+
+def load_picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read one picture that must have the shape (C, H, W) as it is: uint8, 0 … 255.
+
+    Raises:
+        InputError: if it cannot be read, has another size, or colours where grey is expected.
+    """
+    channels, height, width = shape
+    image = _open(path, 3, _picture_formats()[0])
+    expected = f"{width}×{height} pixels, as the network was trained on"
+    require(image.size == (width, height), "file", str(path), expected, f"it has {image.width}×{image.height}")
+    pixels = np.array(image).transpose(2, 0, 1)
+    if channels == 1:
+        grey = bool((pixels == pixels[:1]).all())
+        require(grey, "file", str(path), "a grey picture (1 channel)", "it has colours; convert it first")
+    return pixels[:channels]
 
 
 @DATASETS.register("image_folder")

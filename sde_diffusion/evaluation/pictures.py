@@ -71,3 +71,30 @@ def _save_scatter(path: Path, clouds: Sequence[Tensor], titles: Sequence[str]) -
     figure.tight_layout()
     write_atomically(path, lambda p: figure.savefig(p, dpi=110))
     pyplot.close(figure)
+
+
+def save_curves(path: Path, curves: dict[str, list[list[float]]]) -> None:
+    """Plot bounds over the log signal-to-noise ratio: where their bits are spent.
+
+    Args:
+        curves: per bound, rows of log SNR, bits/dim per unit of it, and its standard error.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.0))
+    for name, (log_snr, value, error) in curves.items():
+        if name == "continuous":
+            axis.errorbar(log_snr, value, yerr=error, fmt="o", markersize=4, capsize=2, label=f"{name} bound")
+        else:
+            axis.plot(log_snr, value, linewidth=1.2, label=f"{name} bound")
+    axis.set_xlabel("log SNR  (noise on the left, image on the right)")
+    axis.set_ylabel("bits/dim per unit of log SNR")
+    axis.set_ylim(bottom=0.0)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+    pyplot.close(figure)

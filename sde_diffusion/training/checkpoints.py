@@ -5,6 +5,7 @@ checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -143,6 +144,12 @@ def load_ema(folder: Path, network: nn.Module) -> int:
     content = _state(folder)
     _fill(network, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
     return int(content["step"])
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's averaged weights, which tells checkpoints apart wherever they lie."""
+    with open(folder / "ema.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def restore(folder: Path, state: TrainingState) -> None:

@@ -1,0 +1,392 @@
+"""Likelihood of a data set: the ODE's, the continuous-time bound and the discrete bound of the same images.
+
+Images are scored in their order, batch by batch, the last partial one included. Each image's numbers depend on the seed
+and on its place alone, so a score that was stopped goes on where it was, in batches of any size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion import bounds, likelihood
+from sde_diffusion.data import Dataset
+from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.files import write_atomically
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.sdes import SDE
+from sde_diffusion.timesteps import GRIDS
+from sde_diffusion.types import DenoiserLike
+
+PILOT = 16
+"""Images that choose the tolerance and measure the solver's and the truncation's error."""
+BOUNDS = ("continuous", "discrete")
+_STREAMS = {"dequantise": 2 << 40, "probes": 3 << 40, "continuous": 4 << 40, "discrete": 5 << 40}
+"""Offsets of the seed that keep the noises of different purposes apart."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What is computed of each image.
+
+    Args:
+        divergence, probes, probe_law: of the ODE's likelihood.
+        tolerance: of the ODE solver; 0 chooses it, so that the solver's error stays below a tenth of the statistical.
+        dequantisations: draws of uniform noise in the cells of the grey levels.
+        t_min: where the flow starts; 0 takes 1e-5, or the first time of a network of discrete time.
+        bound_draws: evaluations of the continuous bound, even.
+        bound_steps: steps of the discrete bound.
+        bound_grid: its grid; "indices" with the number of training steps gives DDPM's own bound.
+        variance: its reverse variance, as of the ``ancestral`` sampler.
+    """
+
+    divergence: str = "hutchinson"
+    probes: int = 1
+    probe_law: str = "rademacher"
+    tolerance: float = 0.0
+    dequantisations: int = 1
+    t_min: float = 0.0
+    bound_draws: int = 32
+    bound_steps: int = 100
+    bound_grid: str = "log_snr"
+    variance: str = "posterior"
+
+    def __post_init__(self) -> None:
+        require_int("probes", self.probes, 1)
+        require_float("tolerance", self.tolerance, 0.0)
+        require_int("dequantisations", self.dequantisations, 1)
+        require_float("t_min", self.t_min, 0.0)
+        require_int("bound_draws", self.bound_draws, 2)
+        require(self.bound_draws % 2 == 0, "bound_draws", self.bound_draws, "an even number")
+        require_int("bound_steps", self.bound_steps, 1)
+        for name, known in (("divergence", likelihood.DIVERGENCES), ("probe_law", likelihood.PROBE_LAWS)):
+            require(getattr(self, name) in known, name, getattr(self, name), f"one of {', '.join(known)}")
+        GRIDS[self.bound_grid]
+
+
+def bound_start(sde: SDE, dataset: Dataset) -> float:
+    """Return the time at which bounds on grey levels end: that where σ/α is half a cell.
+
+    Below it the level is plain, and a bound only adds what the network gets wrong; the choice is flat (a factor 1.5
+    either way costs 0.02 bits/dim on digits) and any time gives a bound. Continuous data end at 1e-5.
+    """
+    if dataset.levels is None:
+        return likelihood.T_MIN
+    half = torch.tensor(-2.0 * math.log(0.5 * dataset.cell), dtype=torch.float64)
+    return max(float(sde.time_of_log_snr(half)), likelihood.T_MIN)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers of each image, in nats; arrays on the CPU.
+
+    Attributes:
+        ode: log p of the dequantised images by the ODE, (M, N) for M dequantisations; NaN where the solve failed.
+        ode_std_error: standard error of each from its probes, (M, N).
+        nfe: evaluations of each solve, (M, N).
+        continuous: bound on −log p in continuous time, (N,), and its standard error.
+        discrete: the discrete bound, (N,).
+        parts: mean of L_T, the terms between and L_0 of both bounds.
+        curves: per bound, rows of log SNR, mean term in nats per unit of log SNR, its standard error over images.
+        reasons: why solves failed, by image.
+        tolerance: of the solver, and the pilot's record of it.
+    """
+
+    ode: np.ndarray
+    ode_std_error: np.ndarray
+    nfe: np.ndarray
+    continuous: np.ndarray
+    continuous_std_error: np.ndarray
+    discrete: np.ndarray
+    parts: dict[str, dict[str, float]]
+    curves: dict[str, np.ndarray]
+    reasons: dict[int, str]
+    pilot: dict[str, Any]
+
+
+class Scorer:
+    """Scores the images of one split of a data set.
+
+    Args:
+        denoiser: the model.
+        dataset: what the images are, for their levels.
+        k: the images as the data set holds them, (N, *).
+        options: what to compute.
+        seed: of dequantisation, probes, times and noise.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserLike,
+        dataset: Dataset,
+        k: Tensor,
+        options: ScoringOptions,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.denoiser, self.dataset, self.k, self.options = denoiser, dataset, k, options
+        self.seed, self.device = seed, device
+        sde = denoiser.sde
+        start = bound_start(sde, dataset)
+        t_min = options.t_min or likelihood.T_MIN
+        require(t_min < sde.T, "t_min", t_min, f"a time below T={sde.T:g}")
+        self.t_min = float(denoiser.round_t(torch.tensor(t_min, dtype=torch.float64)))
+        self.bound_t_min = float(denoiser.round_t(torch.tensor(start, dtype=torch.float64)))
+        grid = denoiser.round_t(GRIDS[options.bound_grid](sde, options.bound_steps, self.bound_t_min))
+        self.times = torch.unique_consecutive(grid)  # rounded times may coincide
+        self.cell = None if dataset.levels is None else dataset.cell
+
+    def dequantised(self, first: int, last: int, draw: int) -> Tensor:
+        """Return images ``first`` … ``last`` in model space, their grey levels spread over their cells."""
+        k = self.k[first:last]
+        if self.dataset.levels is None:
+            return k.to(self.device)
+        noise = NoiseStream(self.seed + _STREAMS["dequantise"] + draw, range(first, last))
+        u = noise.uniform(k[0].numel()).reshape(k.shape)
+        return self.dataset.dequantise(k, u).to(self.device)
+
+    def likelihood(self, first: int, last: int, draw: int, tolerance: float, check: int) -> likelihood.LikelihoodResult:
+        """Return the ODE's likelihood of images ``first`` … ``last``."""
+        return likelihood.log_likelihood(
+            self.denoiser,
+            self.dequantised(first, last, draw),
+            rtol=tolerance,
+            atol=tolerance,
+            check=check,
+            first_index=first,
+            **self._ode_options(draw),
+        )
+
+    def _ode_options(self, draw: int) -> dict[str, Any]:
+        o = self.options
+        seed = self.seed + _STREAMS["probes"] + draw
+        return {
+            "divergence": o.divergence,
+            "probes": o.probes,
+            "probe_law": o.probe_law,
+            "t_min": self.t_min,
+            "seed": seed,
+        }
+
+    def pilot(self) -> dict[str, Any]:
+        """Choose the tolerance and measure the error budget on the first images."""
+        count = min(PILOT, len(self.k))
+        record: dict[str, Any] = {"images": count}
+        tolerance = self.options.tolerance
+        if not tolerance:
+            require(count >= 2, "images", count, "at least 2, to choose a tolerance", "or give --tolerance")
+            x = self.dequantised(0, count, 0)
+            chosen = likelihood.choose_tolerance(self.denoiser, x, len(self.k), **self._ode_options(0))
+            tolerance = chosen.value
+            record |= {"statistical": chosen.statistical, "sufficient": chosen.sufficient}
+        budget = self.likelihood(0, count, 0, tolerance, check=count).budget
+        x0 = self.dequantised(0, len(self.k), 0)
+        prior = float(bounds.prior_kl(self.denoiser.sde, x0).mean())
+        return record | {
+            "tolerance": tolerance,
+            "solver": budget.solver,
+            "truncation": budget.truncation,
+            "prior": prior,
+        }
+
+    def score(self, path: Path, key: dict[str, Any], batch_size: int, on_image: Callable[[int], object]) -> Scores:
+        """Score all images; ``path`` (``.npz``) keeps what is finished.
+
+        Args:
+            key: everything the numbers depend on; a file with another key is not continued.
+            on_image: called with the number of images that are newly finished.
+        """
+        made_with, state = read_state(path) if path.exists() else ("", {})
+        if made_with != text_of(key):
+            state = self._fresh()
+        on_image(int(state["done"]))
+        if "pilot" not in state:
+            state["pilot"] = np.array(json.dumps(self.pilot()))
+            _save(path, key, state)
+        pilot = json.loads(str(state["pilot"]))
+        reasons: dict[str, str] = json.loads(str(state["reasons"]))
+        while (first := int(state["done"])) < len(self.k):
+            last = min(first + batch_size, len(self.k))
+            for draw in range(self.options.dequantisations):
+                r = self.likelihood(first, last, draw, pilot["tolerance"], check=0)
+                for name, values in (("ode", r.log_prob), ("ode_std_error", r.std_error), ("nfe", r.nfe)):
+                    state[name][draw, first:last] = values.cpu().numpy()
+                reasons |= {str(first + i): reason for i, reason in r.reasons.items()}
+            self._bounds(state, first, last)
+            state["done"], state["reasons"] = np.array(last), np.array(json.dumps(reasons))
+            _save(path, key, state)
+            on_image(last - first)
+        return self._scores(state, pilot, {int(i): reason for i, reason in reasons.items()})
+
+    def _bounds(self, state: dict[str, np.ndarray], first: int, last: int) -> None:
+        """Add both bounds of images ``first`` … ``last``."""
+        with torch.no_grad():
+            x0 = self.dataset.scale(self.k[first:last]).to(self.device)
+            streams = {
+                name: NoiseStream(self.seed + _STREAMS[name], range(first, last)) for name in ("continuous", "discrete")
+            }
+            both = {
+                "continuous": bounds.continuous_bound(
+                    self.denoiser,
+                    x0,
+                    streams["continuous"],
+                    draws=self.options.bound_draws,
+                    t_min=self.bound_t_min,
+                    cell=self.cell,
+                ),
+                "discrete": bounds.discrete_bound(
+                    self.denoiser, x0, self.times, streams["discrete"], variance=self.options.variance, cell=self.cell
+                ),
+            }
+        for name, bound in both.items():
+            state[name][first:last] = bound.total.double().cpu().numpy()
+            parts = [bound.prior, bound.terms.sum(dim=0), bound.reconstruction]
+            state[f"{name}_parts"] += np.array([float(part.double().sum()) for part in parts])
+            terms = bound.terms.double().cpu()
+            if name == "continuous":  # the draws of one cell together
+                terms = terms.reshape(len(terms) // 2, 2, -1).sum(dim=1)
+            state[f"{name}_curve"] += torch.stack([terms.sum(dim=1), terms.square().sum(dim=1)]).numpy()
+        state["continuous_std_error"][first:last] = both["continuous"].std_error.double().cpu().numpy()
+
+    def _fresh(self) -> dict[str, np.ndarray]:
+        n, m = len(self.k), self.options.dequantisations
+        steps = {"continuous": self.options.bound_draws // 2, "discrete": len(self.times) - 1}
+        state: dict[str, Any] = {name: np.full((m, n), math.nan) for name in ("ode", "ode_std_error", "nfe")}
+        state |= {name: np.full(n, math.nan) for name in ("continuous", "continuous_std_error", "discrete")}
+        state |= {f"{name}_parts": np.zeros(3) for name in steps}
+        state |= {f"{name}_curve": np.zeros((2, count)) for name, count in steps.items()}
+        return state | {"done": np.array(0), "reasons": np.array("{}")}
+
+    def _scores(self, state: dict[str, np.ndarray], pilot: dict[str, Any], reasons: dict[int, str]) -> Scores:
+        n = len(self.k)
+        sde = self.denoiser.sde
+        ends = torch.tensor([self.bound_t_min, sde.T], dtype=torch.float64)
+        high, low = (float(v) for v in sde.log_snr(ends))
+        cells = self.options.bound_draws // 2
+        edges = {"continuous": np.linspace(high, low, cells + 1), "discrete": sde.log_snr(self.times).numpy()}
+        curves = {}
+        for name, edge in edges.items():
+            total, squares = state[f"{name}_curve"]
+            width = np.abs(np.diff(edge))
+            error = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0.0) / max(n - 1, 1))
+            curves[name] = np.stack([0.5 * (edge[1:] + edge[:-1]), total / n / width, error / width])
+        labels = ("prior", "diffusion", "reconstruction")
+        parts = {name: dict(zip(labels, (state[f"{name}_parts"] / n).tolist(), strict=True)) for name in edges}
+        arrays = {
+            f: state[f] for f in ("ode", "ode_std_error", "nfe", "continuous", "continuous_std_error", "discrete")
+        }
+        return Scores(**arrays, parts=parts, curves=curves, reasons=reasons, pilot=pilot)
+
+
+def text_of(key: dict[str, Any]) -> str:
+    """Return the text by which keys are compared."""
+    return json.dumps(key, sort_keys=True)
+
+
+def _save(path: Path, key: dict[str, Any], state: dict[str, np.ndarray]) -> None:
+    content: dict[str, Any] = {**state, "key": text_of(key)}
+    write_atomically(path, lambda p: np.savez(p, **content))
+
+
+def read_state(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Read a file of scores, finished or not: the text of its key, and its arrays.
+
+    Raises:
+        InputError: if it is not one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            state = {name: content[name] for name in content.files}
+        return str(state.pop("key")), state
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable file of scores ({error}); delete it to start again") from None
+
+
+def mean_error(values: np.ndarray) -> tuple[float, float]:
+    """Return mean and standard error over the finite values (N,)."""
+    return likelihood.mean_and_error(torch.from_numpy(np.asarray(values, dtype=np.float64)))
+
+
+def summary(scores: Scores, dataset: Dataset, options: ScoringOptions) -> dict[str, Any]:
+    """Return the table and the error budget in bits/dim, of grey levels or of the density of continuous data."""
+    size = math.prod(dataset.shape)
+    levels = dataset.levels or 1
+    scale = dataset.cell * levels
+
+    def bits(nats: np.ndarray) -> np.ndarray:
+        return likelihood.bits_per_dim(torch.from_numpy(nats), dataset.shape, levels, scale).numpy()
+
+    unit = 1.0 / (size * math.log(2.0))
+    ode = bits(scores.ode)
+    rows: dict[str, Any] = {"ode": mean_error(ode.mean(axis=0))}
+    several, exact = options.dequantisations > 1, options.divergence == "exact"
+    if several and exact:  # the noise of random probes would pass for likelihood: E exp(noise) > 1
+        weighted = likelihood.importance_weighted(torch.from_numpy(scores.ode)).numpy()
+        rows["ode, importance-weighted"] = mean_error(bits(weighted))
+    for name in ("continuous", "discrete"):  # bounds on grey levels are of probabilities already
+        values = getattr(scores, name)
+        rows[name] = mean_error(values * unit if dataset.levels is not None else bits(-values))
+    # Probes: each image has its own, so the mean's error is that of one image over √N.
+    probes = np.sqrt(np.nanmean(scores.ode_std_error**2) / scores.ode.size) * unit if options.probes > 1 else math.nan
+    pilot = scores.pilot
+    # Draws too; the spread over them includes that of the probes.
+    draws = np.sqrt(np.nanmean(ode.var(axis=0, ddof=1)) / ode.size) if several else math.nan
+    return {
+        "bits_per_dim": {name: {"mean": mean, "std_error": error} for name, (mean, error) in rows.items()},
+        "budget": {
+            "probes": 0.0 if exact else float(probes),
+            "solver": [-v * unit if i == 0 else v * unit for i, v in enumerate(pilot["solver"])],
+            "prior": pilot["prior"] * unit,
+            "truncation": [-v * unit if i == 0 else v * unit for i, v in enumerate(pilot["truncation"])],
+            "dequantisation": float(draws) if dataset.levels is not None else 0.0,
+        },
+        "parts": {name: {part: v * unit for part, v in parts.items()} for name, parts in scores.parts.items()},
+        "curves": {name: (curve * [[1.0], [unit], [unit]]).tolist() for name, curve in scores.curves.items()},
+        "nfe": {"mean": float(np.nanmean(scores.nfe)), "max": float(np.nanmax(scores.nfe))},
+        "tolerance": pilot["tolerance"],
+        "pilot": pilot,
+        "failed": {str(i): reason for i, reason in scores.reasons.items()},
+        "options": asdict(options),
+    }
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well log-likelihood tells two data sets apart.
+
+    Attributes:
+        auroc: probability that an image of the first has the higher log-likelihood; 0.5 is chance.
+        std_error: of that.
+    """
+
+    auroc: float
+    std_error: float
+
+
+def separation(inside: np.ndarray, outside: np.ndarray) -> Separation:
+    """Return the area under the ROC curve of log-likelihoods, and its standard error.
+
+    References:
+        J. Hanley, B. McNeil, 1982, Radiology 143(1), 29-36 (the error from the two placement variances: E. DeLong, D.
+        DeLong, D. Clarke-Pearson, 1988, Biometrics 44(3), 837-845).
+    """
+    a, b = (np.sort(values[np.isfinite(values)]) for values in (inside, outside))
+    require(min(len(a), len(b)) >= 2, "images", (len(a), len(b)), "at least 2 finite log-likelihoods in each data set")
+
+    def placements(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Share of ``y`` below each ``x``, ties half."""
+        return (np.searchsorted(y, x, "left") + np.searchsorted(y, x, "right")) / (2.0 * len(y))
+
+    above, below = placements(a, b), 1.0 - placements(b, a)
+    variance = above.var(ddof=1) / len(a) + below.var(ddof=1) / len(b)
+    return Separation(float(above.mean()), math.sqrt(float(variance)))
