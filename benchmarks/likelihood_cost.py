@@ -3,7 +3,7 @@
     python benchmarks/likelihood_cost.py --workdir=runs/tour --workdir=runs/fashion
 
 The textbook method (Song et al. 2021, arXiv:2011.13456, Appendix D.4) is SciPy's RK45 at rtol = atol = 1e-5 on the
-host: the whole batch is one system in t, and an evaluation takes two forward passes (drift; divergence) and one backward
+host: the whole batch is one system in t; an evaluation takes two forward passes (drift; divergence) and one backward
 pass. Ours is `sd.log_likelihood`: each sample its own steps in the angle atan(σ/α), one forward and one backward pass.
 
 Each run is a process of its own, so that its peak memory is its own, and methods take turns. The error is that of the
