@@ -89,22 +89,27 @@ class LikelihoodResult:
     budget: ErrorBudget
 
 
-def _directions(x: Tensor, divergence: str, probes: int, law: str, noise: NoiseStream) -> list[Tensor]:
-    """Return the directions (k, B, *) of each backward pass."""
+def _directions(x: Tensor, divergence: str, probes: int, law: str, noise: NoiseStream) -> list[Tensor | range]:
+    """Return the directions of each backward pass: probes (k, B, *), or the numbers of the components to go through."""
+    rows = max(1, _ROWS // len(x))
     if divergence == "exact":
         size = per_example(x).shape[1]
-        chunk = max(1, _ROWS // len(x))
-        eye = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
-        return [part.expand(-1, *x.shape) for part in torch.split(eye, chunk)]
+        return [range(first, min(first + rows, size)) for first in range(0, size, rows)]
     drawn = torch.stack([noise(x).clone() for _ in range(probes)])
     if law == "rademacher":
         drawn = torch.where(drawn < 0.0, -1.0, 1.0).to(x)
-    return list(torch.split(drawn, max(1, _ROWS // len(x))))
+    return list(torch.split(drawn, rows))
 
 
-def _products(slope: Tensor, w: Tensor, directions: list[Tensor]) -> Iterator[Tensor]:
+def _products(slope: Tensor, w: Tensor, directions: Sequence[Tensor | range]) -> Iterator[Tensor]:
     """Yield eᵀ J e for each direction e, (k, B) at a time, from one forward pass."""
-    for i, e in enumerate(directions):
+    for i, part in enumerate(directions):
+        if isinstance(part, range):  # unit vectors, made when they are needed: all of them would be a D × D matrix
+            unit = w.new_zeros(len(part), per_example(w).shape[1])
+            unit[range(len(part)), part] = 1.0
+            e = unit.reshape(len(part), 1, *w.shape[1:]).expand(-1, *w.shape)
+        else:
+            e = part
         keep = i + 1 < len(directions)
         if len(e) == 1:
             (product,) = torch.autograd.grad(slope, w, e[0], retain_graph=keep)
@@ -138,7 +143,12 @@ def _check(
 
 
 def _solve(
-    flow: ProbabilityFlow, x: Tensor, directions: list[Tensor], exact: bool, times: Tensor, tolerance: dict[str, Any]
+    flow: ProbabilityFlow,
+    x: Tensor,
+    directions: list[Tensor | range],
+    exact: bool,
+    times: Tensor,
+    tolerance: dict[str, Any],
 ) -> tuple[ODESolution, Tensor, Tensor]:
     """Return the solution, log p of each probe (k or 1, B) in float64 and x_T."""
     shape, size = x.shape, per_example(x).shape[1]
