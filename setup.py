@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sde_diffusion", "sde_diffusion.*", "samplers"]),
-    package_data={"sde_diffusion": ["py.typed"], "samplers": ["py.typed"]},
+    package_data={"sde_diffusion": ["py.typed", "evaluation/weights/*.safetensors"], "samplers": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "matplotlib>=3.8",

@@ -78,7 +78,7 @@ def parse(
     if config.threads:
         torch.set_num_threads(config.threads)
     for flag, low in (("num_samples", 1), ("batch_size", 1), ("steps", 1)):
-        if flag in values and values[flag].value is not None:
+        if flag in values and values[flag].value is not None and not isinstance(values[flag].value, list):
             require_int(flag, values[flag].value, low)
     return values, config
 

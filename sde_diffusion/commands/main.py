@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a denoiser; resumes from the newest checkpoint of its workdir",
     "sample": "draw samples from a trained run with any sampler",
     "likelihood": "score a data set or pictures: exact log-likelihood, bounds, bits/dim, error budget",
+    "benchmark": "sweep samplers and step counts: FID or FD, KID, precision, recall against evaluations",
     "samplers": "print the table of samplers",
     "verify": "certify every sampler and the likelihood on every SDE against closed form",
     "tour": "the main job on built-in data: train on digits, sample with every sampler, compare",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,40 @@ def save_curves(path: Path, curves: dict[str, list[list[float]]]) -> None:
     axis.set_ylim(bottom=0.0)
     axis.grid(alpha=0.3)
     axis.legend()
+    figure.tight_layout()
+    write_atomically(path, lambda p: figure.savefig(p, dpi=120))
+    pyplot.close(figure)
+
+
+def save_sweep(path: Path, points: Sequence[Any], metric: str) -> None:
+    """Plot a metric over evaluations, a curve a sampler, bars of one standard error.
+
+    Args:
+        points: of :func:`sde_diffusion.evaluation.sweep.points`.
+        metric: what is plotted.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7.0, 4.6))
+    for name in sorted({point.sampler for point in points}):
+        own = [point for point in points if point.sampler == name]
+        axis.errorbar(
+            [p.nfe for p in own],
+            [p.metric for p in own],
+            yerr=[p.error for p in own],
+            marker="o",
+            capsize=2,
+            label=name,
+        )
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("network evaluations a sample")
+    axis.set_ylabel(metric)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
     figure.tight_layout()
     write_atomically(path, lambda p: figure.savefig(p, dpi=120))
     pyplot.close(figure)

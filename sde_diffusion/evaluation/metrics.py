@@ -1,0 +1,220 @@
+"""Fréchet distance, KID, Inception score, precision and recall of samples against a data set, through torch-fidelity.
+
+Images are handed over in memory as uint8 and go through the feature network once; every metric is then computed from
+the features by torch-fidelity's own functions. A Fréchet distance is biased by 1/N: beside it stands its extrapolation
+to infinitely many samples, and a bootstrap's standard error.
+
+References:
+    M. Heusel et al., 2017, arXiv:1706.08500 (FID). M. Bińkowski et al., 2018, arXiv:1801.01401 (KID). T. Salimans et
+    al., 2016, arXiv:1606.03498 (Inception score). T. Kynkäänniemi et al., 2019, arXiv:1904.06991 (precision, recall).
+    M. Chong, D. Forsyth, "Effectively Unbiased FID and Inception Score and where to find them", 2020, arXiv:1911.07023.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import InputError, require, require_int
+from sde_diffusion.evaluation import extractors
+from sde_diffusion.files import write_atomically
+
+NEIGHBOURS = 3
+"""Nearest neighbours of precision and recall (Kynkäänniemi et al. 2019, Section 3.1)."""
+KID_SUBSET = 1000
+BOOTSTRAP = {True: 100, False: 8}
+"""Resamples of the bootstrap, by whether the features are few (a Fréchet distance costs the cube of their number)."""
+FEW_FEATURES = 512
+_FRACTIONS = np.linspace(0.3, 1.0, 8)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a feature network makes of N images.
+
+    Attributes:
+        features: (N, F), for the Fréchet distance, KID, precision and recall.
+        logits: (N, C), for the Inception score.
+    """
+
+    features: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class Extractor:
+    """A feature network by its name in torch-fidelity's registry.
+
+    Args:
+        name: "digits", "fashion", "inception-v3-compat", or another of torch-fidelity's that has both layers.
+        device: where it runs.
+        weights: file of the weights, for torch-fidelity's own networks where there is no download.
+
+    Raises:
+        InputError: on an unknown name, or weights that are missing or do not fit.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> None:
+        from torch_fidelity import registry
+        from torch_fidelity.utils import create_feature_extractor
+
+        known = registry.FEATURE_EXTRACTORS_REGISTRY
+        require(name in known, "extractor", name, f"one of {', '.join(known)}")
+        require(weights is None or weights.is_file(), "inception_weights", str(weights), "an existing file")
+        self.name, self.device = name, torch.device(device)
+        self.digest = extractors.digest(name, weights)
+        layers = {metric: known[name].get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")}
+        options = {"cuda": self.device.type == "cuda", "verbose": False}
+        path = None if weights is None else str(weights)
+        try:
+            if weights is not None:
+                torch.load(weights, weights_only=True)  # torch-fidelity reads any pickle: refuse one that holds code
+            net = create_feature_extractor(
+                name, list(dict.fromkeys(layers.values())), feature_extractor_weights_path=path, **options
+            )
+        except Exception as error:  # a download that fails, a file that is no checkpoint: many kinds
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"extractor={name!r}: its weights cannot be had ({reason}); without a connection give "
+                "--inception_weights=FILE, or use a built-in extractor: " + ", ".join(extractors.BUILT_IN)
+            ) from None
+        self._net, self._layers = net.to(self.device).eval(), layers
+
+    @property
+    def metric(self) -> str:
+        """Name of the Fréchet distance: FID, or FD with the extractor's name."""
+        return extractors.metric_name(self.name)
+
+    def __call__(self, images: Tensor, batch_size: int = 256) -> Features:
+        """Return the features of uint8 images (N, C, H, W); grey ones are given three channels where it wants them.
+
+        Raises:
+            InputError: on other dtypes, or a shape that the network does not take.
+        """
+        ok = images.dtype == torch.uint8 and images.ndim == 4 and len(images) > 0
+        require(ok, "images", f"{images.dtype} {tuple(images.shape)}", "uint8 (N, C, H, W)")
+        parts = []
+        with torch.no_grad():
+            for batch in torch.split(images, batch_size):
+                if self.name not in extractors.BUILT_IN and batch.shape[1] == 1:
+                    batch = batch.expand(-1, 3, -1, -1)
+                found = self._net.convert_features_tuple_to_dict(self._net(batch.to(self.device)))
+                parts.append([found[self._layers[metric]].float().cpu() for metric in ("fid", "isc")])
+        features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Features(features, logits)
+
+
+def content_hash(images: Tensor) -> str:
+    """Return the SHA-256 of images: shape, dtype and every pixel."""
+    found = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
+    found.update(images.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached reference features."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-diffusion"
+
+
+def reference_features(extractor: Extractor, images: Tensor) -> Features:
+    """Return the features of a data set, computed once and kept under the hashes of images and extractor."""
+    key = hashlib.sha256(f"{extractor.digest} {content_hash(images)}".encode()).hexdigest()
+    path = cache_folder() / f"{extractor.name}-{key[:24]}.npz"
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return Features(torch.from_numpy(content["features"]), torch.from_numpy(content["logits"]))
+        except (OSError, ValueError, KeyError, EOFError):
+            path.unlink(missing_ok=True)  # a cache: made again
+    found = extractor(images)
+    content = {"features": found.features.numpy(), "logits": found.logits.numpy()}
+    write_atomically(path, lambda p: np.savez(p, **content))
+    return found
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """Return the Fréchet distance between Gaussians fitted to features (N, F) and (M, F).
+
+    Raises:
+        InputError: if there are too few samples for a covariance of full rank.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+    for name, values in (("samples", x), ("reference", y)):
+        least = values.shape[1] + 1
+        require(len(values) >= least, name, len(values), f"at least {least} images for {least - 1} features")
+    statistics = [fid_features_to_statistics(values.double()) for values in (x, y)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+def extrapolated_frechet(x: Tensor, y: Tensor, seed: int = 0) -> float:
+    """Return the intercept of the Fréchet distance in 1/N over subsets: its value without the samples' bias.
+
+    References:
+        Chong & Forsyth 2020, arXiv:1911.07023, Section 3.2.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    least = x.shape[1] + 1
+    sizes = sorted({max(least, round(fraction * len(x))) for fraction in _FRACTIONS})
+    values = [frechet(x[torch.randperm(len(x), generator=generator)[:n]], y) for n in sizes]
+    if len(sizes) < 2:
+        return float("nan")
+    slope_and_intercept = np.polyfit([1.0 / n for n in sizes], values, 1)
+    return float(slope_and_intercept[1])
+
+
+def bootstrap_error(x: Tensor, y: Tensor, seed: int = 0) -> float:
+    """Return the bootstrap's standard error of the Fréchet distance over the samples ``x``."""
+    generator = torch.Generator().manual_seed(seed)
+    repeats = BOOTSTRAP[x.shape[1] <= FEW_FEATURES]
+    values = [frechet(x[torch.randint(len(x), (len(x),), generator=generator)], y) for _ in range(repeats)]
+    return float(np.std(values, ddof=1))
+
+
+def measure(samples: Features, reference: Features, name: str, kid_subset: int = 0, seed: int = 0) -> dict[str, float]:
+    """Return all metrics of samples against a reference.
+
+    Args:
+        name: of the Fréchet distance, as :attr:`Extractor.metric`.
+        kid_subset: images of a KID subset; 0 takes 1,000 or as many as there are.
+        seed: of subsets and resamples.
+
+    Raises:
+        InputError: on too few images for a metric; names the least number.
+    """
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    x, y = samples.features, reference.features
+    require(x.shape[1] == y.shape[1], "features", x.shape[1], f"{y.shape[1]} as of the reference")
+    require_int("kid_subset", kid_subset, 0)
+    subset = kid_subset or min(KID_SUBSET, len(x), len(y))
+    for what, count in (("samples", len(x)), ("reference", len(y))):
+        require(count >= max(subset, 10), what, count, f"at least {max(subset, 10)} images (KID subsets, score splits)")
+    found: Mapping[str, Any] = {
+        **kid_features_to_metric(x, y, kid_subset_size=subset, rng_seed=seed, verbose=False),
+        **isc_features_to_metric(samples.logits, rng_seed=seed),
+        **prc_features_to_metric(x, y, prc_neighborhood=NEIGHBOURS, verbose=False),
+    }
+    return {
+        name: frechet(x, y),
+        f"{name} error": bootstrap_error(x, y, seed),
+        f"{name} ∞": extrapolated_frechet(x, y, seed),
+        "KID": float(found["kernel_inception_distance_mean"]),
+        "KID error": float(found["kernel_inception_distance_std"]),
+        "IS": float(found["inception_score_mean"]),
+        "IS error": float(found["inception_score_std"]),
+        "precision": float(found["precision"]),
+        "recall": float(found["recall"]),
+    }

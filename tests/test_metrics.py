@@ -1,0 +1,168 @@
+"""Ground truth 14 and what surrounds it: Fréchet distances of known Gaussians, extractors, caching, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sde_diffusion as sd
+from sde_diffusion.data import DATASETS
+from sde_diffusion.evaluation import metrics
+from sde_diffusion.evaluation.extractors import BUILT_IN, WEIGHTS, metric_name
+from sde_diffusion.evaluation.metrics import Extractor, Features, bootstrap_error, extrapolated_frechet, frechet
+
+
+def gaussian(n: int, mean: Tensor, std: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return mean + std * torch.randn(n, len(mean), generator=generator, dtype=torch.float64)
+
+
+def images(n: int = 200, split: str = "train") -> Tensor:
+    digits = DATASETS.build("digits")
+    return digits.to_uint8(digits.scale(getattr(digits, split)[:n]))
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    """Diagonal covariances commute: |m − m'|² + Σ (s − s')²."""
+    m, s = torch.tensor([0.0, 1.0, -1.0]).double(), torch.tensor([1.0, 0.5, 2.0]).double()
+    shifted, wider = m + torch.tensor([0.3, 0.0, -0.4]), s * torch.tensor([1.0, 2.0, 1.5])
+    exact = float((m - shifted).square().sum() + (s - wider).square().sum())
+    x, y = gaussian(100_000, m, s, 0), gaussian(100_000, shifted, wider, 1)
+    assert frechet(x, y) == pytest.approx(exact, abs=0.02)  # 5 standard errors of means and deviations
+    assert frechet(x, x) == pytest.approx(0.0, abs=1e-6)
+    assert frechet(x, y) == pytest.approx(frechet(y, x), rel=1e-6)
+
+
+def test_small_samples_are_biased_and_the_extrapolation_is_less() -> None:
+    """Equal laws: the distance is 0, its estimate grows as 1/N, the intercept lies near 0."""
+    m, s = torch.zeros(20).double(), torch.ones(20).double()
+    reference = gaussian(50_000, m, s, 99)
+    found = [
+        (frechet(x, reference), extrapolated_frechet(x, reference)) for x in (gaussian(400, m, s, i) for i in range(8))
+    ]
+    plain, without_bias = np.array(found).T
+    assert plain.mean() > 0.1
+    assert abs(without_bias.mean()) < 0.3 * plain.mean()
+
+
+def test_bootstrap_error_is_the_spread_over_samples() -> None:
+    m, s = torch.zeros(4).double(), torch.ones(4).double()
+    reference = gaussian(20_000, m + 0.5, s, 99)
+    many = [gaussian(500, m, s, i) for i in range(60)]
+    spread = float(np.std([frechet(x, reference) for x in many], ddof=1))
+    said = float(np.mean([bootstrap_error(x, reference) for x in many[:10]]))
+    assert said == pytest.approx(spread, rel=0.35)  # 60 values: 9 % standard error, 100 resamples: 7 %
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_extractors(name: str) -> None:
+    assert (WEIGHTS / BUILT_IN[name].file).stat().st_size < 2_000_000
+    extractor = Extractor(name)
+    side = BUILT_IN[name].side
+    x = torch.randint(0, 256, (5, 1, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = extractor(x, batch_size=2)
+    torch.testing.assert_close(found.features, extractor(x).features, rtol=1e-4, atol=1e-4)
+    assert found.features.shape == (5, 64)
+    assert found.logits.shape == (5, 10)
+    assert extractor.metric == f"FD-{name}"
+    assert len(extractor.digest) == 64
+    with pytest.raises(sd.InputError, match=f"expected uint8 \\(1, {side}, {side}\\)"):
+        extractor(x[..., 1:])
+    with pytest.raises(sd.InputError, match="expected uint8"):
+        extractor(x.float())
+    assert metric_name("inception-v3-compat") == "FID"
+
+
+def test_digits_extractor_knows_digits() -> None:
+    """Its classes are the digits, right on at least 95 % of the held-out scans."""
+    from sklearn.datasets import load_digits
+
+    from sde_diffusion.data import random_split
+
+    labels = torch.from_numpy(load_digits().target)
+    _, test = random_split(len(labels), 450)
+    found = Extractor("digits")(images(450, "test"))
+    assert float((found.logits.argmax(dim=1) == labels[test]).double().mean()) >= 0.95
+
+
+def test_measure_tells_real_from_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    extractor = Extractor("digits")
+    reference = metrics.reference_features(extractor, images(450, "test"))
+    real = metrics.measure(extractor(images(450)), reference, extractor.metric)
+    generator = torch.Generator().manual_seed(0)
+    random = extractor(torch.randint(0, 256, (450, 1, 8, 8), dtype=torch.uint8, generator=generator))
+    noise = metrics.measure(random, reference, extractor.metric)
+    assert real["FD-digits"] < 0.1 * noise["FD-digits"]
+    assert real["KID"] < noise["KID"]
+    assert real["precision"] > noise["precision"]
+    assert real["recall"] > noise["recall"]
+    assert 5.0 < real["IS"] <= 10.0
+    assert real["FD-digits ∞"] < real["FD-digits"]
+    assert real["FD-digits error"] > 0.0
+
+
+def test_reference_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    extractor = Extractor("digits")
+    x = images(80)
+    first = metrics.reference_features(extractor, x)
+    (file,) = (tmp_path / "sde-diffusion").iterdir()
+    original = Extractor.__call__
+    monkeypatch.setattr(Extractor, "__call__", lambda *a: pytest.fail("computed again"))
+    again = metrics.reference_features(extractor, x.clone())
+    assert torch.equal(again.features, first.features)
+    monkeypatch.setattr(Extractor, "__call__", original)
+    other = x.clone()
+    other[0, 0, 0, 0] += 1  # one grey level more, another data set
+    metrics.reference_features(extractor, other)
+    assert len(list((tmp_path / "sde-diffusion").iterdir())) == 2
+    file.write_bytes(b"torn")  # a cache is made again
+    assert torch.equal(metrics.reference_features(extractor, x).features, first.features)
+
+
+def test_too_few_images_say_the_minimum() -> None:
+    x = torch.randn(70, 64, generator=torch.Generator().manual_seed(0))
+    few, enough = Features(x[:60], x[:60, :10]), Features(x, x[:, :10])
+    with pytest.raises(sd.InputError, match="samples=60: expected at least 65 images for 64 features"):
+        metrics.measure(few, enough, "FD-digits")
+    with pytest.raises(sd.InputError, match="reference=60: expected at least 65"):
+        metrics.measure(enough, few, "FD-digits")
+    with pytest.raises(sd.InputError, match="samples=70: expected at least 100 images"):
+        metrics.measure(enough, enough, "FD-digits", kid_subset=100)
+
+
+def test_unusable_extractors_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(sd.InputError, match="extractor='vgg'"):
+        Extractor("vgg")
+    with pytest.raises(sd.InputError, match="inception_weights"):
+        Extractor("inception-v3-compat", weights=tmp_path / "none.pth")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(sd.InputError, match="built-in extractor: digits, fashion") as error:
+        Extractor("inception-v3-compat", weights=tmp_path / "bad.pth")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_inception_with_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole path with weights of the right shape (random ones), grey and colour images, as for FID proper."""
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    empty: dict[str, Tensor] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: empty)
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        net = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    torch.save(net.state_dict(), tmp_path / "inception.pth")
+    extractor = Extractor("inception-v3-compat", weights=tmp_path / "inception.pth")
+    assert extractor.metric == "FID"
+    x = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grey, colour = extractor(x), extractor(x.expand(-1, 3, -1, -1).contiguous())
+    assert grey.features.shape == (3, 2048)
+    torch.testing.assert_close(grey.features, colour.features)
+    with pytest.raises(sd.InputError, match="at least 2049 images"):
+        frechet(grey.features, colour.features)

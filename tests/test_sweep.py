@@ -1,0 +1,186 @@
+"""``sde-diffusion benchmark``: rows that are never repeated or mixed, repair of the record, the recommendation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sde_diffusion as sd
+from sde_diffusion.commands.main import main
+from sde_diffusion.evaluation import sweep as sweeping
+from sde_diffusion.evaluation.sweep import Point, Setting, append_row, points, read_rows, recommendation, settings
+from tests.test_commands import refused, trained
+
+__all__ = ["trained"]
+
+
+def row(sampler: str = "ddim", value: float = 10, seed: int = 0, metric: float = 5.0, **fields: Any) -> dict[str, Any]:
+    alike = {
+        "metric": "FD-x",
+        "extractor": "e",
+        "reference": "r",
+        "num_samples": 9,
+        "kid_subset": 0,
+        "checkpoint": "c",
+        "dtype": "f",
+    }
+    numbers = {"nfe": value, "seconds": 1.0, "metrics": {"FD-x": metric, "FD-x error": 0.3}}
+    return {**alike, "sampler": sampler, "option": "num_steps", "value": value, "seed": seed, **numbers, **fields}
+
+
+def test_plan_covers_all_and_takes_the_cheap_first() -> None:
+    plan = settings({"ddim": ["num_steps"], "flow": ["rtol", "atol"]}, [5, 10], [1e-1, 1e-2, 1e-3], [0, 1])
+    assert len(plan) == len(set(plan)) == 2 * (2 + 3)
+    assert [s.value for s in plan[:4]] == [5, 1e-1, 5, 1e-1]
+    assert str(plan[0]) == "ddim num_steps=5 seed=0"
+
+
+def test_torn_last_line_is_repaired_and_others_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "benchmark.jsonl"
+    assert read_rows(path) == []
+    append_row(path, row())
+    append_row(path, row(value=20))
+    whole = path.read_text()
+    path.write_text(whole + whole[: len(whole) // 3])
+    assert [r["value"] for r in read_rows(path)] == [10, 20]
+    assert path.read_text() == whole
+    path.write_text(whole.replace('{"metric"', '{"metr', 1))
+    with pytest.raises(sd.InputError, match=r"benchmark.jsonl: line 1 is not a row"):
+        read_rows(path)
+
+
+def test_a_killed_sweep_goes_on_without_repeating(tmp_path: Path) -> None:
+    path, plan = tmp_path / "b.jsonl", settings({"a": ["num_steps"], "b": ["num_steps"]}, [1, 2, 3], [], [0, 1])
+    ran: list[Setting] = []
+
+    def run(setting: Setting) -> dict[str, Any]:
+        if len(ran) == limit:
+            raise KeyboardInterrupt
+        ran.append(setting)
+        return {"nfe": setting.value, "seconds": 1.0, "metrics": {}}
+
+    def go(key: dict[str, Any]) -> list[dict[str, Any]]:
+        return sweeping.sweep(path, read_rows(path), plan, key, str, run, lambda row, new: None)
+
+    limit = 5
+    with pytest.raises(KeyboardInterrupt):
+        go({"checkpoint": "c"})
+    limit = 99
+    rows = go({"checkpoint": "c"})
+    assert ran == plan  # each once
+    assert [(r["sampler"], r["value"], r["seed"]) for r in rows] == [(s.sampler, s.value, s.seed) for s in plan]
+    assert rows == read_rows(path)
+    go({"checkpoint": "d"})  # another checkpoint is another measurement
+    assert len(ran) == 2 * len(plan)
+
+
+@pytest.mark.parametrize("field", sweeping.ALIKE)
+def test_unlike_rows_are_not_compared(field: str) -> None:
+    with pytest.raises(sd.InputError, match=f'{field}: .*"?other"? cannot be compared'):
+        points([row(), row(value=20) | {field: "other"}])
+
+
+def test_points_are_means_with_the_larger_error() -> None:
+    (one,) = points([row(seed=0, metric=4.0), row(seed=1, metric=6.0)])
+    assert (one.metric, one.seeds) == (5.0, 2)
+    assert one.error == pytest.approx(math.sqrt(2.0) / math.sqrt(2.0))  # spread of the seeds over that of the bootstrap
+    (two,) = points([row()])
+    assert two.error == 0.3
+
+
+def test_recommendation() -> None:
+    def point(sampler: str, nfe: float, metric: float, error: float) -> Point:
+        return Point(sampler, "num_steps", nfe, nfe, 1.0, metric, error, 1)
+
+    found = [point("a", 5, 30.0, 1.0), point("b", 19, 6.0, 0.5), point("a", 50, 5.5, 0.4), point("a", 400, 1.0, 0.1)]
+    found += [point("c", 90, 1.1, 0.1), point("broken", 8, math.nan, 0.1)]
+    sentences = recommendation(found, "FD-x")
+    assert sentences[0] == "At most 10 evaluations: a with 5 steps (5 evaluations), FD-x 30 ± 1."
+    assert "b with 19 steps" in sentences[1]
+    assert "a with 50 steps" in sentences[2]
+    assert "c with 90 steps" in sentences[3]
+    assert sentences[4].startswith("Cheapest within the error of the best (a with 400 steps")
+    assert "c with 90 steps (90 evaluations)" in sentences[4]
+
+
+def benchmark(workdir: Path, *flags: str) -> int:
+    return main(["benchmark", f"--workdir={workdir}", "--quiet", "--device=cpu", "--num_samples=80", *flags])
+
+
+def test_command(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = ("--samplers=ddim,ancestral,probability_flow", "--steps=2,3", "--tolerances=0.1", "--seeds=0,1")
+    assert benchmark(trained, *flags) == 0
+    rows = read_rows(trained / "benchmark.jsonl")
+    assert len(rows) == 2 * (2 + 2 + 1)
+    for r in rows:
+        assert r["metric"] == "FD-digits"
+        assert r["metrics"]["FD-digits"] > 0.0
+        assert (r["solver_error"] is None) == (r["sampler"] == "ancestral")
+        assert r["nfe"] == r["value"] or r["option"] == "tolerance"
+    errors = {r["value"]: r["solver_error"] for r in rows if r["sampler"] != "ancestral" and r["seed"] == 0}
+    assert errors[0.1] < errors[2]  # an adaptive solution lies nearer to the exact one than two steps
+    assert benchmark(trained, *flags) == 0
+    assert read_rows(trained / "benchmark.jsonl") == rows
+    table = list(csv.DictReader((trained / "benchmark.csv").read_text().splitlines()))
+    assert [float(line["FD-digits"]) for line in table] == [
+        pytest.approx(r["metrics"]["FD-digits"]) for r in sorted(rows, key=lambda r: _place(r, table))
+    ]
+    assert (trained / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _place(r: dict[str, Any], table: list[dict[str, str]]) -> int:
+    keys = [(line["sampler"], float(line["value"]), int(line["seed"])) for line in table]
+    return keys.index((r["sampler"], float(r["value"]), r["seed"]))
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--steps=0", "steps=0"),
+        ("--steps=ten", "steps='ten'"),
+        ("--steps=5,1.5", "numbers separated by commas"),
+        ("--seeds=-1", "seeds=-1"),
+        ("--tolerances=0", "rtol=0"),
+        ("--samplers=dddim", "dddim"),
+        ("--num_samples=20", "samples=20: expected at least 65 images"),
+        ("--extractor=resnet", "extractor='resnet'"),
+        ("--extractor=fashion", "for extractor 'fashion'"),
+        ("--kid_subset=81", "expected at least 81 images"),
+        ("--inception_weights=none.pth", "none.pth"),
+    ],
+)
+def test_bad_input(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    words: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    base = [
+        "--samplers=ddim,probability_flow",
+        "--steps=2",
+        "--tolerances=0.1",
+        "--num_samples=80",
+        "--quiet",
+        "--device=cpu",
+    ]
+    name = flag.partition("=")[0]
+    arguments = [f for f in base if f.partition("=")[0] != name]
+    assert words in refused(capsys, "benchmark", f"--workdir={trained}", *arguments, flag)
+
+
+def test_broken_record_is_one_line(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "benchmark.jsonl"
+    kept = path.read_text() if path.exists() else None
+    path.write_text(json.dumps({"not": "a row"}) + "\n" + json.dumps(row()) + "\n")
+    text = refused(capsys, "benchmark", f"--workdir={trained}", "--samplers=ddim", "--steps=2", "--num_samples=80")
+    assert "line 1" in text
+    path.write_text(kept) if kept is not None else path.unlink()
