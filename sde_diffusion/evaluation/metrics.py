@@ -32,6 +32,8 @@ NEIGHBOURS = 3
 KID_SUBSET = 1000
 BOOTSTRAP = {True: 100, False: 8}
 """Resamples of the bootstrap, by whether the features are few (a Fréchet distance costs the cube of their number)."""
+SUBSETS = {True: 10, False: 1}
+"""Random subsets of each size of the extrapolation, likewise."""
 FEW_FEATURES = 512
 _FRACTIONS = np.linspace(0.3, 1.0, 8)
 
@@ -166,9 +168,15 @@ def extrapolated_frechet(x: Tensor, y: Tensor, seed: int = 0) -> float:
     generator = torch.Generator().manual_seed(seed)
     least = x.shape[1] + 1
     sizes = sorted({max(least, round(fraction * len(x))) for fraction in _FRACTIONS})
-    values = [frechet(x[torch.randperm(len(x), generator=generator)[:n]], y) for n in sizes]
     if len(sizes) < 2:
         return float("nan")
+    repeats = SUBSETS[x.shape[1] <= FEW_FEATURES]
+
+    def mean(size: int) -> float:
+        subsets = (torch.randperm(len(x), generator=generator)[:size] for _ in range(repeats))
+        return float(np.mean([frechet(x[subset], y) for subset in subsets]))
+
+    values = [mean(n) for n in sizes]
     slope_and_intercept = np.polyfit([1.0 / n for n in sizes], values, 1)
     return float(slope_and_intercept[1])
 
