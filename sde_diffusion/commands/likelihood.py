@@ -55,11 +55,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "Dequantisation draws an image; importance-weighted too with --divergence=exact.",
         flag_values=values,
     )
-    flags.DEFINE_float("t_min", d.t_min, "Start of the flow; 0: 1e-5, or the network's first time.", flag_values=values)
+    flags.DEFINE_float(
+        "t_min",
+        d.t_min,
+        "Start of flow and bounds; 0: 1e-5 or the network's first time, and bounds at half a grey level's noise.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("bound_draws", d.bound_draws, "Evaluations of the continuous bound.", flag_values=values)
     flags.DEFINE_integer("bound_steps", d.bound_steps, "Steps of the discrete bound.", flag_values=values)
     flags.DEFINE_string(
-        "bound_grid", d.bound_grid, "Grid of the discrete bound; 'indices' with 1000 steps: DDPM's.", flag_values=values
+        "bound_grid",
+        d.bound_grid,
+        "Grid of the discrete bound; DDPM's: 'indices', 1000 steps, t_min 0.001.",
+        flag_values=values,
     )
     flags.DEFINE_string("variance", d.variance, "Reverse variance of the discrete bound.", flag_values=values)
 

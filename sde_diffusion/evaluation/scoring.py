@@ -42,10 +42,11 @@ class ScoringOptions:
         divergence, probes, probe_law: of the ODE's likelihood.
         tolerance: of the ODE solver; 0 chooses it, so that the solver's error stays below a tenth of the statistical.
         dequantisations: draws of uniform noise in the cells of the grey levels.
-        t_min: where the flow starts; 0 takes 1e-5, or the first time of a network of discrete time.
+        t_min: where the flow and the bounds start; 0 takes 1e-5 (or the first time of a network of discrete time) for
+            the flow and :func:`bound_start` for the bounds.
         bound_draws: evaluations of the continuous bound, even.
         bound_steps: steps of the discrete bound.
-        bound_grid: its grid; "indices" with the number of training steps gives DDPM's own bound.
+        bound_grid: its grid; "indices" with all N training steps and t_min = 1/N gives DDPM's own bound.
         variance: its reverse variance, as of the ``ancestral`` sampler.
     """
 
@@ -137,7 +138,7 @@ class Scorer:
         self.denoiser, self.dataset, self.k, self.options = denoiser, dataset, k, options
         self.seed, self.device = seed, device
         sde = denoiser.sde
-        start = bound_start(sde, dataset)
+        start = options.t_min or bound_start(sde, dataset)
         t_min = options.t_min or likelihood.T_MIN
         require(t_min < sde.T, "t_min", t_min, f"a time below T={sde.T:g}")
         self.t_min = float(denoiser.round_t(torch.tensor(t_min, dtype=torch.float64)))
