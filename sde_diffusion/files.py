@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -32,9 +33,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def to_json(content: Any, indent: int | None = None) -> str:
+    """Return ``content`` as JSON, null for numbers that are not finite: JSON has no NaN, and browsers refuse it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically."""
-    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+    write_atomically(path, lambda p: p.write_text(to_json(content, indent=2) + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:

@@ -256,3 +256,10 @@ def test_import_is_light() -> None:
     code = f"import sde_diffusion, samplers, sys; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    from sde_diffusion.files import read_json, write_json
+
+    write_json(tmp_path / "a.json", {"a": [1.0, float("nan")], "b": {"c": (float("inf"), "∞")}})
+    assert read_json(tmp_path / "a.json") == {"a": [1.0, None], "b": {"c": [None, "∞"]}}

@@ -99,7 +99,7 @@ class Scores:
         parts: mean of L_T, the terms between and L_0 of both bounds.
         curves: per bound, rows of log SNR, mean term in nats per unit of log SNR, its standard error over images.
         reasons: why solves failed, by image.
-        tolerance: of the solver, and the pilot's record of it.
+        pilot: the tolerance, and what chose it.
     """
 
     ode: np.ndarray

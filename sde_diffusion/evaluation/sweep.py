@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import to_json, write_atomically
 
 Row = dict[str, Any]
 
@@ -95,7 +95,7 @@ def _is_row(line: str) -> bool:
 def append_row(path: Path, row: Row) -> None:
     """Append one row, on the disk before this returns."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(to_json(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
