@@ -30,7 +30,16 @@ def row(sampler: str = "ddim", value: float = 10, seed: int = 0, metric: float =
         "dtype": "f",
     }
     numbers = {"nfe": value, "seconds": 1.0, "metrics": {"FD-x": metric, "FD-x error": 0.3}}
-    return {**alike, "sampler": sampler, "option": "num_steps", "value": value, "seed": seed, **numbers, **fields}
+    return {
+        **alike,
+        "options": "defaults",
+        "sampler": sampler,
+        "option": "num_steps",
+        "value": value,
+        "seed": seed,
+        **numbers,
+        **fields,
+    }
 
 
 def test_plan_covers_all_and_takes_the_cheap_first() -> None:
@@ -91,6 +100,7 @@ def test_points_are_means_with_the_larger_error() -> None:
     assert one.error == pytest.approx(math.sqrt(2.0) / math.sqrt(2.0))  # spread of the seeds over that of the bootstrap
     (two,) = points([row()])
     assert two.error == 0.3
+    assert len(points([row(), row() | {"options": "eta=1"}])) == 2
 
 
 def test_recommendation() -> None:

@@ -188,11 +188,11 @@ def points(rows: Sequence[Row]) -> list[Point]:
         InputError: if the rows cannot be compared.
     """
     require_alike(rows)
-    groups: dict[tuple[str, str, float], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["sampler"], row["option"], row["value"]), []).append(row)
+    groups: dict[tuple[str, str, float, str], list[Row]] = {}
+    for row in rows:  # one sampler with other options is another
+        groups.setdefault((row["sampler"], row["option"], row["value"], row["options"]), []).append(row)
     found = []
-    for (sampler, option, value), group in groups.items():
+    for (sampler, option, value, _), group in groups.items():
         name = group[0]["metric"]
         values = [row["metrics"][name] for row in group]
         sampling = math.sqrt(sum(row["metrics"][f"{name} error"] ** 2 for row in group)) / len(group)
