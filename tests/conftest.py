@@ -7,6 +7,8 @@ import torch
 
 from sde_diffusion.sdes import SDE, SDES
 
+torch.set_num_threads(1)  # tensors of a few kilobytes: more threads only wait for each other
+
 
 @pytest.fixture(params=SDES.names())
 def sde(request: pytest.FixtureRequest) -> SDE:
