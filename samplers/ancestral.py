@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samplers.base import SAMPLERS, LinearSampler
-from sde_diffusion.reverse import posterior_coefficients, variance_weight
+from sde_diffusion.reverse import posterior_coefficients, reverse_variance, variance_weight
 from sde_diffusion.sdes import SDE
 
 
@@ -39,8 +39,5 @@ class Ancestral(LinearSampler):
         variance_weight(self.variance)
 
     def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        of_x, of_x0, posterior = posterior_coefficients(sde, t, s)
-        _, beta = sde.transition(t, s)
-        weight = variance_weight(self.variance)
-        variance = beta * (posterior / beta) ** (1.0 - weight)  # β^w β̃^{1−w}
-        return of_x, of_x0, variance.sqrt()
+        of_x, of_x0, _ = posterior_coefficients(sde, t, s)
+        return of_x, of_x0, reverse_variance(sde, t, s, self.variance).sqrt()

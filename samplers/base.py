@@ -24,7 +24,7 @@ from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import host_bool
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE
-from sde_diffusion.timesteps import GRIDS
+from sde_diffusion.timesteps import GRIDS, require_falling
 from sde_diffusion.types import Callback, DenoiserLike, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
@@ -241,14 +241,7 @@ class GridSampler(Sampler):
             InputError: on bad ``times``, or if the state becomes non-finite (names the step and the time).
         """
         if times is not None:
-            ok = times.ndim == 1 and len(times) > 0 and times.device.type == "cpu" and bool((times.diff() < 0).all())
-            ok = ok and float(times[-1]) > 0.0 and float(times[0]) <= denoiser.sde.T
-            require(
-                ok,
-                "times",
-                times.flatten()[:4].tolist(),
-                f"times that fall, on the CPU, within (0, {denoiser.sde.T:g}]",
-            )
+            require_falling(times, denoiser.sde.T)
         counted = CountedDenoiser(denoiser, conditioning)
         return self._run(counted, x, noise, callback, times)
 

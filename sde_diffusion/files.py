@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,11 +10,13 @@ import platform
 import subprocess
 import time
 import uuid
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import sde_diffusion
@@ -31,6 +34,28 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_npz(path: Path, expected: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an ``.npz`` file.
+
+    Args:
+        expected: what it should be, for the message.
+
+    Raises:
+        InputError: if it is not a readable one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable {expected} ({error}); delete it to start again") from None
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

@@ -53,6 +53,13 @@ def forward_posterior(sde: SDE, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> 
     return expand(of_x, x) * x + expand(of_x0, x) * x0, variance
 
 
+def reverse_variance(sde: SDE, t: Tensor, s: Tensor, variance: str | float) -> Tensor:
+    """Return the reverse variance β^w β̃^{1−w} of the step from ``t`` to ``s``, w as :func:`variance_weight` says."""
+    _, beta = sde.transition(t, s)
+    _, _, exact = posterior_coefficients(sde, t, s)
+    return beta * (exact / beta) ** (1.0 - variance_weight(variance))
+
+
 def variance_weight(variance: str | float) -> float:
     """Return the weight w of log β in the log reverse variance β^w β̃^{1−w}: 0 for "posterior", 1 for "beta".
 

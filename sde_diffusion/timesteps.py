@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE
 
@@ -19,6 +19,17 @@ GRIDS: Registry[Tensor] = Registry("grid")
 
 TRAINING_INDICES = 1000
 """Number of training times of "indices" on an SDE that is not itself a chain: DDPM's (Ho et al. 2020, Section 4)."""
+
+
+def require_falling(times: Tensor, T: float) -> None:
+    """Refuse times that do not fall, on the CPU, within (0, T].
+
+    Raises:
+        InputError: names the first of them.
+    """
+    ok = times.ndim == 1 and len(times) > 0 and times.device.type == "cpu" and bool((times.diff() < 0).all())
+    ok = ok and float(times[-1]) > 0.0 and float(times[0]) <= T
+    require(ok, "times", times.flatten()[:4].tolist(), f"times that fall, on the CPU, within (0, {T:g}]")
 
 
 def _ramp(num_points: int) -> Tensor:

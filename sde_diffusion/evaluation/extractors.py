@@ -7,7 +7,6 @@ registered with torch-fidelity like any other extractor; what is measured with t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from sde_diffusion.errors import InputError
+from sde_diffusion.files import sha256
 
 WEIGHTS = Path(__file__).parent / "weights"
 FEATURES = 64
@@ -114,7 +114,4 @@ def metric_name(extractor: str) -> str:
 def digest(extractor: str, weights: Path | None = None) -> str:
     """Return the SHA-256 of an extractor's weights, or its name where torch-fidelity fetches them itself."""
     path = WEIGHTS / BUILT_IN[extractor].file if extractor in BUILT_IN else weights
-    if path is None:
-        return f"{extractor} of torch-fidelity {torch_fidelity.__version__}"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{extractor} of torch-fidelity {torch_fidelity.__version__}" if path is None else sha256(path)

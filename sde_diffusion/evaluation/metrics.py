@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation import extractors
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import read_npz, write_atomically
 
 NEIGHBOURS = 3
 """Nearest neighbours of precision and recall (Kynkäänniemi et al. 2019, Section 3.1)."""
@@ -49,9 +49,6 @@ class Features:
 
     features: Tensor
     logits: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features)
 
 
 class Extractor:
@@ -134,12 +131,12 @@ def reference_features(extractor: Extractor, images: Tensor) -> Features:
     path = cache_folder() / f"{extractor.name}-{key[:24]}.npz"
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as content:
-                return Features(torch.from_numpy(content["features"]), torch.from_numpy(content["logits"]))
-        except (OSError, ValueError, KeyError, EOFError):
+            kept = read_npz(path, "cache of features")
+            return Features(torch.from_numpy(kept["features"]), torch.from_numpy(kept["logits"]))
+        except (InputError, KeyError):
             path.unlink(missing_ok=True)  # a cache: made again
     found = extractor(images)
-    content = {"features": found.features.numpy(), "logits": found.logits.numpy()}
+    content: dict[str, Any] = {"features": found.features.numpy(), "logits": found.logits.numpy()}
     write_atomically(path, lambda p: np.savez(p, **content))
     return found
 

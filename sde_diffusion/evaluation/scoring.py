@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from sde_diffusion import bounds, likelihood
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import read_npz, write_atomically
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import GRIDS
@@ -305,12 +304,10 @@ def read_state(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     Raises:
         InputError: if it is not one.
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            state = {name: content[name] for name in content.files}
-        return str(state.pop("key")), state
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable file of scores ({error}); delete it to start again") from None
+    state = read_npz(path, "file of scores")
+    if "key" not in state:
+        raise InputError(f"{path}: not a readable file of scores (it has no key); delete it to start again")
+    return str(state.pop("key")), state
 
 
 def mean_error(values: np.ndarray) -> tuple[float, float]:

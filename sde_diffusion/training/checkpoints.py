@@ -5,7 +5,6 @@ checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safe
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import read_json, write_json
+from sde_diffusion.files import read_json, sha256, write_json
 
 FORMAT = "sde-diffusion checkpoint 1"
 
@@ -148,8 +147,7 @@ def load_ema(folder: Path, network: nn.Module) -> int:
 
 def digest(folder: Path) -> str:
     """Return the SHA-256 of a checkpoint's averaged weights, which tells checkpoints apart wherever they lie."""
-    with open(folder / "ema.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(folder / "ema.safetensors")
 
 
 def restore(folder: Path, state: TrainingState) -> None:
