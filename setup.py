@@ -11,13 +11,18 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sde_diffusion", "sde_diffusion.*", "samplers"]),
-    package_data={"sde_diffusion": ["py.typed", "evaluation/weights/*.safetensors"], "samplers": ["py.typed"]},
+    package_data={
+        "sde_diffusion": ["py.typed", "evaluation/*.jinja", "evaluation/weights/*.safetensors"],
+        "samplers": ["py.typed"],
+    },
     install_requires=[
         "absl-py>=2.1",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "ml-collections>=1.0",
         "numpy>=1.26",
         "pillow>=10",
+        "plotly>=6",
         "safetensors>=0.4.3",
         "scikit-learn>=1.4",
         "scipy>=1.11",
@@ -28,6 +33,8 @@ setup(
         "torchvision>=0.19",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["diffusers>=0.30", "mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-tqdm"]},
+    extras_require={
+        "test": ["diffusers>=0.30", "mypy>=1.11", "playwright>=1.40", "pytest>=8", "ruff>=0.6", "types-tqdm"]
+    },
     entry_points={"console_scripts": ["sde-diffusion = sde_diffusion.commands.main:main"]},
 )

@@ -17,7 +17,8 @@ import sde_diffusion as sd
 from sde_diffusion import likelihood as mathematics
 from sde_diffusion.commands.main import main
 from sde_diffusion.data import DATASETS, Dataset
-from sde_diffusion.evaluation.scoring import Scorer, ScoringOptions, separation, summary
+from sde_diffusion.evaluation.bits import separation, summary
+from sde_diffusion.evaluation.scoring import Scorer, ScoringOptions
 from tests.test_commands import refused, trained
 
 __all__ = ["trained"]

@@ -166,4 +166,4 @@ def test_inception_with_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert grey.features.shape == (3, 2048)
     torch.testing.assert_close(grey.features, colour.features)
     with pytest.raises(sd.InputError, match="at least 2049 images"):
-        frechet(grey.features, colour.features)
+        measure(grey, colour, extractor.metric)

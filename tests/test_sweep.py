@@ -13,7 +13,16 @@ import pytest
 import sde_diffusion as sd
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation import sweep as sweeping
-from sde_diffusion.evaluation.sweep import Point, Setting, append_row, points, read_rows, recommendation, settings
+from sde_diffusion.evaluation.curves import (
+    SOLVER_ERROR,
+    Point,
+    curve_names,
+    measurements,
+    metric_names,
+    points,
+    recommendation,
+)
+from sde_diffusion.evaluation.sweep import Setting, append_row, read_rows, settings
 from tests.test_commands import refused, trained
 
 __all__ = ["trained"]
@@ -32,7 +41,9 @@ def row(sampler: str = "ddim", value: float = 10, seed: int = 0, metric: float =
     numbers = {"nfe": value, "seconds": 1.0, "metrics": {"FD-x": metric, "FD-x error": 0.3}}
     return {
         **alike,
-        "options": "defaults",
+        "options": {"eta": 0.0},
+        "solver_error": None,
+        "provenance": {},
         "sampler": sampler,
         "option": "num_steps",
         "value": value,
@@ -46,7 +57,6 @@ def test_plan_covers_all_and_takes_the_cheap_first() -> None:
     plan = settings({"ddim": ["num_steps"], "flow": ["rtol", "atol"]}, [5, 10], [1e-1, 1e-2, 1e-3], [0, 1])
     assert len(plan) == len(set(plan)) == 2 * (2 + 3)
     assert [s.value for s in plan[:4]] == [5, 1e-1, 5, 1e-1]
-    assert str(plan[0]) == "ddim num_steps=5 seed=0"
 
 
 def test_torn_last_line_is_repaired_and_others_are_named(tmp_path: Path) -> None:
@@ -66,15 +76,17 @@ def test_torn_last_line_is_repaired_and_others_are_named(tmp_path: Path) -> None
 def test_a_killed_sweep_goes_on_without_repeating(tmp_path: Path) -> None:
     path, plan = tmp_path / "b.jsonl", settings({"a": ["num_steps"], "b": ["num_steps"]}, [1, 2, 3], [], [0, 1])
     ran: list[Setting] = []
+    stems: set[str] = set()
 
-    def run(setting: Setting) -> dict[str, Any]:
+    def run(setting: Setting, stem: str) -> dict[str, Any]:
+        stems.add(stem)
         if len(ran) == limit:
             raise KeyboardInterrupt
         ran.append(setting)
         return {"nfe": setting.value, "seconds": 1.0, "metrics": {}}
 
     def go(key: dict[str, Any]) -> list[dict[str, Any]]:
-        return sweeping.sweep(path, read_rows(path), plan, key, str, run, lambda row, new: None)
+        return sweeping.sweep(path, read_rows(path), plan, key, lambda s: {"eta": 0.0}, run, lambda row, new: None)
 
     limit = 5
     with pytest.raises(KeyboardInterrupt):
@@ -86,6 +98,7 @@ def test_a_killed_sweep_goes_on_without_repeating(tmp_path: Path) -> None:
     assert rows == read_rows(path)
     go({"checkpoint": "d"})  # another checkpoint is another measurement
     assert len(ran) == 2 * len(plan)
+    assert len(stems) == len(ran)  # files of one run never overwrite those of another
 
 
 @pytest.mark.parametrize("field", sweeping.ALIKE)
@@ -96,21 +109,46 @@ def test_unlike_rows_are_not_compared(field: str) -> None:
 
 def test_points_are_means_with_the_larger_error() -> None:
     (one,) = points([row(seed=0, metric=4.0), row(seed=1, metric=6.0)])
-    assert (one.metric, one.seeds) == (5.0, 2)
+    assert (one.metric, len(one.rows)) == (5.0, 2)
     assert one.error == pytest.approx(math.sqrt(2.0) / math.sqrt(2.0))  # spread of the seeds over that of the bootstrap
     (two,) = points([row()])
     assert two.error == 0.3
-    assert len(points([row(), row() | {"options": "eta=1"}])) == 2
+    assert one.interval == pytest.approx((5.0 - 1.96 * one.error, 5.0 + 1.96 * one.error))
+
+
+def test_curves_are_told_apart_by_what_differs() -> None:
+    rows = [row(), row() | {"options": {"eta": 1.0}}, row("pc")]
+    assert curve_names(rows) == ["ddim (eta=0.0)", "ddim (eta=1.0)", "pc"]
+    assert [p.curve for p in points(rows)] == curve_names(rows)
+    runs = [row() | {"run": "a"}, row() | {"run": "b", "checkpoint": "d"}]
+    assert [p.curve for p in points(runs)] == ["a: ddim", "b: ddim"]  # runs may differ in checkpoint, and only there
+    with pytest.raises(sd.InputError, match="num_samples: 9 and 10 cannot be compared"):
+        points([runs[0], runs[1] | {"num_samples": 10}])
+
+
+def test_other_metrics_and_what_is_missing() -> None:
+    rows = [row(metrics={"FD-x": 1.0, "FD-x error": 0.1, "KID": 2.0}), row(seed=1, metrics={"FD-x": 3.0, "KID": 4.0})]
+    assert metric_names(rows) == ["FD-x", "KID"]
+    (kid,) = points(rows, "KID")
+    assert (kid.metric, kid.error) == (3.0, 1.0)  # the two seeds differ by 2: √2 / √2
+    assert points(rows, SOLVER_ERROR) == []
+    (solver,) = points([row(solver_error=0.25), row("pc")], SOLVER_ERROR)
+    assert (solver.curve, solver.metric, solver.error) == ("ddim", 0.25, 0.0)
+
+
+def test_the_newest_measurement_comes_first() -> None:
+    a, b = row(), row(value=20) | {"num_samples": 99}
+    assert measurements([a, b, row(value=50)]) == [[a, row(value=50)], [b]]
 
 
 def test_recommendation() -> None:
     def point(sampler: str, nfe: float, metric: float, error: float) -> Point:
-        return Point(sampler, "num_steps", nfe, nfe, 1.0, metric, error, 1)
+        return Point(sampler, "num_steps", nfe, nfe, 1.0, metric, error, ())
 
     found = [point("a", 5, 30.0, 1.0), point("b", 19, 6.0, 0.5), point("a", 50, 5.5, 0.4), point("a", 400, 1.0, 0.1)]
     found += [point("c", 90, 1.1, 0.1), point("broken", 8, math.nan, 0.1)]
     sentences = recommendation(found, "FD-x")
-    assert sentences[0] == "At most 10 evaluations: a with 5 steps (5 evaluations), FD-x 30 ± 1."
+    assert sentences[0] == "At most 10 evaluations: a with 5 steps (5 evaluations), FD-x 30 ± 2 (95 %)."
     assert "b with 19 steps" in sentences[1]
     assert "a with 50 steps" in sentences[2]
     assert "c with 90 steps" in sentences[3]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from absl import flags
 from ml_collections import ConfigDict
 from torch import Tensor
@@ -15,12 +18,21 @@ import samplers
 from samplers import Sampler
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import define_run_flags, pick_device, require_workdir, say
-from sde_diffusion.commands.sample import draw, load_run
+from sde_diffusion.commands.sample import STRIP_ROWS, Drawn, Run, draw, load_run
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require, require_int
-from sde_diffusion.evaluation.metrics import Extractor, content_hash, measure, reference_features
-from sde_diffusion.evaluation.pictures import save_sweep
-from sde_diffusion.evaluation.sweep import Row, Setting, as_csv, points, read_rows, recommendation, settings, sweep
+from sde_diffusion.evaluation.curves import as_csv, points, recommendation
+from sde_diffusion.evaluation.figures import save_sweep
+from sde_diffusion.evaluation.metrics import (
+    Extractor,
+    Features,
+    content_hash,
+    measure,
+    reference_features,
+    require_enough,
+)
+from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.evaluation.sweep import PICTURES, RECORD, TRAJECTORY, Row, Setting, read_rows, settings, sweep
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.training import checkpoints
 
@@ -29,6 +41,10 @@ EXTRACTOR_OF = {"digits": "digits", "fashion_mnist": "fashion"}
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 """Of the probability-flow solution that deterministic samplers are held against."""
 NUM_EXACT = 64
+NUM_SHOWN = 16
+"""Samples of a run that are kept as a picture."""
+SWEPT = {"num_steps": ("num_steps",), "tolerance": ("rtol", "atol")}
+"""Options of a sampler that a setting fixes."""
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -45,7 +61,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", "test", ["test", "train"], "Split of the data to compare with.", flag_values=values)
     flags.DEFINE_string("extractor", "", "Feature network; by default that of the data set.", flag_values=values)
     flags.DEFINE_string("inception_weights", "", "File with torch-fidelity's Inception weights.", flag_values=values)
-    flags.DEFINE_integer("kid_subset", 0, "Images of a KID subset; 0: 1,000 or all there are.", flag_values=values)
+    flags.DEFINE_integer("kid_subset", 0, "Images of a KID subset; 0: 1,000, or half of all.", flag_values=values)
 
 
 def _numbers(name: str, texts: list[str], kind: type) -> list[Any]:
@@ -69,73 +85,139 @@ def _line(row: Row) -> str:
     return f"{setting}  NFE {row['nfe']:6.1f}  {row['seconds']:7.1f} s  {result}"
 
 
-def run(values: flags.FlagValues, config: ConfigDict) -> None:
-    """Run the sweep, write the record's table and figure, recommend."""
+@dataclass(frozen=True)
+class Against:
+    """What samples are held against, and how.
+
+    Attributes:
+        num_samples: samples of each run.
+        batch_size: samples at a time; does not change them.
+        split: "test" or "train", of the run's data set.
+        extractor: name of the feature network; by default that of the data set.
+        weights: file of its weights, where it has no built-in ones.
+        kid_subset: images of a KID subset; 0: 1,000, or half of those there are.
+    """
+
+    num_samples: int = 1000
+    batch_size: int = 250
+    split: str = "test"
+    extractor: str = ""
+    weights: Path | None = None
+    kid_subset: int = 0
+
+
+def load_reference(
+    config: ConfigDict, dataset: Dataset, against: Against, device: torch.device
+) -> tuple[Extractor, Features, str]:
+    """Return the feature network for a data set, the features of its split, and the hash of that split's images.
+
+    Raises:
+        InputError: if the data have no such network, being vectors; if its weights cannot be had; if the samples are
+            too few for a metric.
+    """
+    require(dataset.levels is not None, "data.name", dataset.name, "pictures", "vectors have no feature network")
+    name = against.extractor or EXTRACTOR_OF.get(config.data.name, "inception-v3-compat")
+    extractor = Extractor(name, device, against.weights)
+    real = dataset.to_uint8(dataset.scale(getattr(dataset, against.split)))
+    reference = reference_features(extractor, real)
+    require_enough("reference", len(real), reference, against.kid_subset)
+    require_enough("num_samples", against.num_samples, reference, against.kid_subset)
+    return extractor, reference, content_hash(real)
+
+
+Hook = Callable[[Setting, Sampler, Drawn], dict[str, float]]
+"""Called with the samples of each new run; returns metrics to keep beside the others."""
+
+
+def sweep_run(
+    workdir: Path,
+    config: ConfigDict,
+    run: Run,
+    plan: Sequence[Setting],
+    against: Against,
+    device: torch.device,
+    quiet: bool,
+    hook: Hook | None = None,
+) -> list[Row]:
+    """Run a sweep; write ``benchmark.jsonl`` (as it goes), its table and figure, and pictures of samples.
+
+    Returns:
+        The rows of the plan.
+
+    Raises:
+        InputError: if a sampler cannot be built, or there are too few samples for a metric.
+    """
     from tqdm import tqdm
 
-    workdir, device, quiet = require_workdir(values), pick_device(values.device), values.quiet
-    steps, seeds = _numbers("steps", values.steps, int), _numbers("seeds", values.seeds, int)
-    tolerances = _numbers("tolerances", values.tolerances, float)
-    for name, numbers, low in (("steps", steps, 1), ("seeds", seeds, 0)):
-        for number in numbers:
-            require_int(name, number, low)
-    for name in values.samplers:  # refuse what cannot be built before anything is computed
-        for option, numbers in (("num_steps", steps), ("rtol", tolerances)):
-            if option in samplers.config(name):
-                for number in numbers:
-                    samplers.build(name, **{option: number})
-    loaded, dataset = load_run(workdir, config, device), configuration.build_dataset(config)
-    require(dataset.levels is not None, "workdir", str(workdir), "a run on pictures", "vectors have no feature network")
-    extractor_name = values.extractor or EXTRACTOR_OF.get(config.data.name, "inception-v3-compat")
-    weights = Path(values.inception_weights) if values.inception_weights else None
-    extractor = Extractor(extractor_name, device, weights)
-    k = getattr(dataset, values.split)
-    real = dataset.to_uint8(dataset.scale(k))
-    reference = reference_features(extractor, real)
+    def sampler_of(setting: Setting) -> Sampler:
+        value: Any = int(setting.value) if setting.option == "num_steps" else setting.value
+        return configuration.build_sampler(config, setting.sampler, **dict.fromkeys(SWEPT[setting.option], value))
 
+    def options_of(setting: Setting) -> Row:
+        return {k: v for k, v in asdict(sampler_of(setting)).items() if k not in SWEPT[setting.option]}
+
+    for setting in plan:  # refuse what cannot be built before anything is computed
+        sampler_of(setting)
+    dataset = configuration.build_dataset(config)
+    extractor, reference, digest = load_reference(config, dataset, against, device)
+    metric = extractor.metric
     key: Row = {
-        "metric": extractor.metric,
+        "metric": metric,
         "extractor": extractor.digest,
-        "reference": f"{dataset.name} {values.split} {content_hash(real)}",
-        "num_samples": values.num_samples,
-        "kid_subset": values.kid_subset,
-        "checkpoint": checkpoints.digest(loaded.checkpoint),
+        "reference": f"{dataset.name} {against.split} {digest}",
+        "num_samples": against.num_samples,
+        "kid_subset": against.kid_subset,
+        "checkpoint": checkpoints.digest(run.checkpoint),
         "dtype": "float32",
     }
-    options: dict[str, Sequence[str]] = {name: list(samplers.config(name)) for name in values.samplers}
-    plan = settings(options, steps, tolerances, seeds)
+
+    @functools.cache
+    def training_images() -> dict[str, float] | None:
+        """The metrics of as many training images, the mark to reach; None if they are the reference."""
+        if against.split == "train":
+            return None
+        seen = dataset.to_uint8(dataset.scale(dataset.train[: against.num_samples]))
+        return measure(extractor(seen), reference, metric, against.kid_subset)
 
     @functools.cache
     def exact(seed: int) -> Tensor:
         """The probability-flow solution from the noise of a seed, tightly solved."""
         solver = samplers.build("probability_flow", **EXACT)
-        count = min(NUM_EXACT, values.num_samples)
-        return draw(solver, loaded, device, count, count, seed, quiet=True).x
+        count = min(NUM_EXACT, against.num_samples)
+        return draw(solver, run, device, count, count, seed, quiet=True).x
 
-    def sampler_of(setting: Setting) -> Sampler:
-        chosen: dict[str, Any] = {"num_steps": int(setting.value)}
-        if setting.option == "tolerance":
-            chosen = {"rtol": setting.value, "atol": setting.value}
-        return configuration.build_sampler(config, setting.sampler, **chosen)
+    strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}  # the last: the longest
 
-    def one(setting: Setting) -> Row:
+    def one(setting: Setting, stem: str) -> Row:
         sampler = sampler_of(setting)
-        drawn = draw(sampler, loaded, device, values.num_samples, values.batch_size, setting.seed, quiet=True)
-        found = measure(extractor(pictures(dataset, drawn.x)), reference, extractor.metric, values.kid_subset)
+        drawn = draw(sampler, run, device, against.num_samples, against.batch_size, setting.seed, quiet=True)
+        start = time.perf_counter()
+        found = measure(extractor(pictures(dataset, drawn.x)), reference, metric, against.kid_subset)
+        metric_seconds = time.perf_counter() - start
+        if hook is not None:
+            found |= hook(setting, sampler, drawn)
         error = None
         if not sampler.stochastic:
             target = exact(setting.seed)
             error = float((drawn.x[: len(target)] - target).square().mean())
+        save_grid(workdir / PICTURES / f"{stem}.png", drawn.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
+        if setting == strips[setting.sampler]:  # drawn again and not along with the others, which are being timed
+            few = draw(sampler, run, device, STRIP_ROWS, STRIP_ROWS, setting.seed, quiet=True, with_strip=True)
+            times, states = zip(*few.strip, strict=True)
+            save_strip(workdir / PICTURES / f"{stem}{TRAJECTORY}.png", states, times)
         return {
             "nfe": drawn.nfe,
             "seconds": round(drawn.seconds, 4),
-            "images_per_second": values.num_samples / drawn.seconds,
+            "images_per_second": against.num_samples / drawn.seconds,
+            "metric_seconds": round(metric_seconds, 4),
             "solver_error": error,
             "metrics": found,
-            "provenance": provenance(device, step=loaded.step, weights="ema"),
+            "training_images": training_images(),
+            "picture": stem,
+            "provenance": provenance(device, step=run.step, weights="ema"),
         }
 
-    recorded = read_rows(workdir / "benchmark.jsonl")
+    recorded = read_rows(workdir / RECORD)
     with tqdm(total=len(plan), unit="run", disable=quiet, desc="benchmark") as progress:
 
         def show(row: Row, new: bool) -> None:
@@ -143,14 +225,28 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
             if new and not quiet:
                 progress.write(_line(row))
 
-        rows = sweep(workdir / "benchmark.jsonl", recorded, plan, key, lambda s: repr(sampler_of(s)), one, show)
+        rows = sweep(workdir / RECORD, recorded, plan, key, options_of, one, show)
     found = points(rows)
     write_atomically(workdir / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
-    save_sweep(workdir / "benchmark.png", found, extractor.metric)
-    if values.split == "test":
-        seen = dataset.to_uint8(dataset.scale(dataset.train[: len(k)]))
-        floor = measure(extractor(seen), reference, extractor.metric)[extractor.metric]
-        say(f"\ntraining against test images, {len(seen)}: {extractor.metric} {floor:.4g}", quiet)
-    for sentence in recommendation(found, extractor.metric):
+    seen = rows[0]["training_images"]
+    save_sweep(workdir / "benchmark.png", found, metric, mark=seen and seen[metric])
+    if seen is not None:
+        say(f"\nas many training images against the {against.split} images: {metric} {seen[metric]:.4g}", quiet)
+    for sentence in recommendation(found, metric):
         say(sentence, quiet)
-    say(f"wrote benchmark.jsonl, benchmark.csv, benchmark.png in {workdir}", quiet)
+    return rows
+
+
+def run(values: flags.FlagValues, config: ConfigDict) -> None:
+    """Run the sweep that the flags describe, and recommend."""
+    workdir, device = require_workdir(values), pick_device(values.device)
+    steps, seeds = _numbers("steps", values.steps, int), _numbers("seeds", values.seeds, int)
+    tolerances = _numbers("tolerances", values.tolerances, float)
+    for name, numbers, low in (("steps", steps, 1), ("seeds", seeds, 0)):
+        for number in numbers:
+            require_int(name, number, low)
+    plan = settings({name: list(samplers.config(name)) for name in values.samplers}, steps, tolerances, seeds)
+    weights = Path(values.inception_weights) if values.inception_weights else None
+    against = Against(values.num_samples, values.batch_size, values.split, values.extractor, weights, values.kid_subset)
+    sweep_run(workdir, config, load_run(workdir, config, device), plan, against, device, values.quiet)
+    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {workdir}; look: sde-diffusion report --workdir={workdir}")

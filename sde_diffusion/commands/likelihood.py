@@ -18,8 +18,9 @@ from sde_diffusion.commands.sample import Run, load_run
 from sde_diffusion.data import Dataset
 from sde_diffusion.data.image_folder import load_picture
 from sde_diffusion.errors import require, require_float, require_int
-from sde_diffusion.evaluation.pictures import save_curves
-from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, read_state, separation, summary, text_of
+from sde_diffusion.evaluation import bits
+from sde_diffusion.evaluation.figures import save_bound
+from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, read_state, text_of
 from sde_diffusion.files import provenance, read_json, write_json
 from sde_diffusion.training import checkpoints
 
@@ -116,10 +117,10 @@ def score_split(
     _keep_other(path, key)
     with tqdm(total=len(k), unit="image", desc=stem, disable=quiet, leave=False) as progress:
         scores = scorer.score(path, key, batch_size, progress.update)
-    result = summary(scores, dataset, options)
+    result = bits.summary(scores, dataset, options)
     result["provenance"] = provenance(device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
     write_json(workdir / f"{stem}.json", result)
-    save_curves(workdir / f"{stem}.png", result["curves"])
+    save_bound(workdir / f"{stem}.png", result["curves"])
     return scores, result
 
 
@@ -133,47 +134,6 @@ def _keep_other(path: Path, key: dict[str, Any]) -> None:
         for suffix in (".npz", ".json", ".png"):
             if path.with_suffix(suffix).exists():
                 path.with_suffix(suffix).rename(path.with_name(f"{path.stem}_{name}{suffix}"))
-
-
-def _value(pair: dict[str, float] | list[float]) -> str:
-    mean, error = pair.values() if isinstance(pair, dict) else pair
-    return f"{mean:.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
-
-
-def table(result: dict[str, Any]) -> str:
-    """Return the figures and the error budget as lines of text."""
-    bits, budget, options = result["bits_per_dim"], result["budget"], result["options"]
-    how = f"tolerance {result['tolerance']:.0e}, {result['nfe']['mean']:.0f} evaluations an image"
-    lines = [
-        "bits/dim, mean ± standard error over images",
-        f"  ODE (probability flow)     {_value(bits['ode'])}   {how}",
-    ]
-    if "ode, importance-weighted" in bits:
-        draws = options["dequantisations"]
-        lines.append(
-            f"  … importance-weighted      {_value(bits['ode, importance-weighted'])}   {draws} dequantisations"
-        )
-    steps = f"at most, the reverse process; {options['bound_steps']} steps, variance {options['variance']}"
-    lines += [
-        f"  continuous bound (SDE)     {_value(bits['continuous'])}   at most, the reverse SDE",
-        f"  discrete bound             {_value(bits['discrete'])}   {steps}",
-        "  The bounds are on the reverse process and need no dequantisation; the ODE is another model unless the score",
-        "  is exact, and its figure is of dequantised images.",
-        "error budget of the ODE's figure, bits/dim",
-    ]
-    pilot = f"{result['pilot']['images']} images"
-    probes = "0, exact divergence" if budget["probes"] == 0.0 else f"{budget['probes']:.4f}"
-    missing = "within the standard error above (one {} an image)"
-    draws = budget["dequantisation"]
-    signed = {name: f"{budget[name][0]:+.4f} ± {budget[name][1]:.4f}" for name in ("solver", "truncation")}
-    lines += [
-        f"  probes           {missing.format('probe') if math.isnan(budget['probes']) else probes}",
-        f"  solver           {signed['solver']}   change at a tenth of the tolerance, {pilot}",
-        f"  prior            at most {budget['prior']:.1e}   KL(p_T ‖ prior)",
-        f"  truncation       {signed['truncation']}   the bound through t_min against the figure, {pilot}",
-        f"  dequantisation   {missing.format('draw') if math.isnan(draws) else f'{draws:.4f}'}",
-    ]
-    return "\n".join(lines)
 
 
 def run(values: flags.FlagValues, config: ConfigDict) -> int:
@@ -210,10 +170,10 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
             device=device,
             quiet=values.quiet,
         )
-        say(f"{table(results[stem][1])}\nwrote {stem}.json, {stem}.npz, {stem}.png in {workdir}\n", values.quiet)
+        say(f"{bits.as_text(results[stem][1])}\nwrote {stem}.json, {stem}.npz, {stem}.png in {workdir}\n", values.quiet)
     if values.against:
         inside, outside = (scores.ode.mean(axis=0) for scores, _ in results.values())
-        found = separation(inside, outside)
+        found = bits.separation(inside, outside)
         path = workdir / f"likelihood_{values.against}.json"
         separated = {"inside": dataset.name, **asdict(found), "caveat": CAVEAT}
         write_json(path, {**read_json(path), "separation": separated})

@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw samples from a trained run with any sampler",
     "likelihood": "score a data set or pictures: exact log-likelihood, bounds, bits/dim, error budget",
     "benchmark": "sweep samplers and step counts: FID or FD, KID, precision, recall against evaluations",
+    "report": "write one page of a run, or of several side by side: curves, samples, likelihood, training",
     "samplers": "print the table of samplers",
     "verify": "certify every sampler and the likelihood on every SDE against closed form",
     "tour": "the main job on built-in data: train on digits, sample with every sampler, compare",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ BOOTSTRAP = {True: 100, False: 8}
 """Resamples of the bootstrap, by whether the features are few (a Fréchet distance costs the cube of their number)."""
 SUBSETS = {True: 10, False: 1}
 """Random subsets of each size of the extrapolation, likewise."""
+NEIGHBOUR_BATCH = 2000
+"""Images whose distances to all others are held at a time."""
 FEW_FEATURES = 512
 _FRACTIONS = np.linspace(0.3, 1.0, 8)
 
@@ -44,11 +45,11 @@ class Features:
 
     Attributes:
         features: (N, F), for the Fréchet distance, KID, precision and recall.
-        logits: (N, C), for the Inception score.
+        logits: (N, C), for the Inception score; None of a network that does not classify.
     """
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 class Extractor:
@@ -72,15 +73,14 @@ class Extractor:
         require(weights is None or weights.is_file(), "inception_weights", str(weights), "an existing file")
         self.name, self.device = name, torch.device(device)
         self.digest = extractors.digest(name, weights)
-        layers = {metric: known[name].get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")}
+        chosen = [known[name].get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
+        layers = list(dict.fromkeys(chosen))  # CLIP and DINOv2 have one layer, and no classes to score
         options = {"cuda": self.device.type == "cuda", "verbose": False}
         path = None if weights is None else str(weights)
         try:
             if weights is not None:
                 torch.load(weights, weights_only=True)  # torch-fidelity reads any pickle: refuse one that holds code
-            net = create_feature_extractor(
-                name, list(dict.fromkeys(layers.values())), feature_extractor_weights_path=path, **options
-            )
+            net = create_feature_extractor(name, layers, feature_extractor_weights_path=path, **options)
         except Exception as error:  # a download that fails, a file that is no checkpoint: many kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise InputError(
@@ -108,9 +108,9 @@ class Extractor:
                 if self.name not in extractors.BUILT_IN and batch.shape[1] == 1:
                     batch = batch.expand(-1, 3, -1, -1)
                 found = self._net.convert_features_tuple_to_dict(self._net(batch.to(self.device)))
-                parts.append([found[self._layers[metric]].float().cpu() for metric in ("fid", "isc")])
-        features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Features(features, logits)
+                parts.append([found[layer].float().cpu() for layer in self._layers])
+        features, *logits = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Features(features, logits[0] if logits else None)
 
 
 def content_hash(images: Tensor) -> str:
@@ -132,26 +132,36 @@ def reference_features(extractor: Extractor, images: Tensor) -> Features:
     if path.exists():
         try:
             kept = read_npz(path, "cache of features")
-            return Features(torch.from_numpy(kept["features"]), torch.from_numpy(kept["logits"]))
+            logits = torch.from_numpy(kept["logits"]) if "logits" in kept else None
+            return Features(torch.from_numpy(kept["features"]), logits)
         except (InputError, KeyError):
             path.unlink(missing_ok=True)  # a cache: made again
     found = extractor(images)
-    content: dict[str, Any] = {"features": found.features.numpy(), "logits": found.logits.numpy()}
+    content: dict[str, Any] = {name: value.numpy() for name, value in vars(found).items() if value is not None}
     write_atomically(path, lambda p: np.savez(p, **content))
     return found
 
 
-def frechet(x: Tensor, y: Tensor) -> float:
-    """Return the Fréchet distance between Gaussians fitted to features (N, F) and (M, F).
+def require_enough(name: str, count: int, reference: Features, kid_subset: int = 0) -> None:
+    """Refuse a number of images that is too small for some metric.
+
+    Args:
+        name: what the number is called, for the message.
 
     Raises:
-        InputError: if there are too few samples for a covariance of full rank.
+        InputError: names the least number: for a covariance of full rank, KID subsets, the score's ten splits.
     """
+    require_int("kid_subset", kid_subset, 0)
+    features = reference.features.shape[1]
+    least = max(features + 1, kid_subset, 10)
+    why = f"KID subsets of {kid_subset}" if kid_subset == least else f"{features} features"
+    require(count >= least, name, count, f"at least {least} images for {why}")
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """Return the Fréchet distance between Gaussians fitted to features (N, F) and (M, F)."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-    for name, values in (("samples", x), ("reference", y)):
-        least = values.shape[1] + 1
-        require(len(values) >= least, name, len(values), f"at least {least} images for {least - 1} features")
     statistics = [fid_features_to_statistics(values.double()) for values in (x, y)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
@@ -191,7 +201,7 @@ def measure(samples: Features, reference: Features, name: str, kid_subset: int =
 
     Args:
         name: of the Fréchet distance, as :attr:`Extractor.metric`.
-        kid_subset: images of a KID subset; 0 takes 1,000 or as many as there are.
+        kid_subset: images of a KID subset; 0 takes 1,000, or half of what there is.
         seed: of subsets and resamples.
 
     Raises:
@@ -203,23 +213,26 @@ def measure(samples: Features, reference: Features, name: str, kid_subset: int =
 
     x, y = samples.features, reference.features
     require(x.shape[1] == y.shape[1], "features", x.shape[1], f"{y.shape[1]} as of the reference")
-    require_int("kid_subset", kid_subset, 0)
-    subset = kid_subset or min(KID_SUBSET, len(x), len(y))
     for what, count in (("samples", len(x)), ("reference", len(y))):
-        require(count >= max(subset, 10), what, count, f"at least {max(subset, 10)} images (KID subsets, score splits)")
-    found: Mapping[str, Any] = {
+        require_enough(what, count, reference, kid_subset)
+    subset = kid_subset or min(KID_SUBSET, len(x) // 2, len(y) // 2)  # of all images there is but one subset
+    generator = torch.Generator().manual_seed(seed)
+    equal = y[torch.randperm(len(y), generator=generator)[: len(x)]]  # precision and recall are of sets of one size
+    memory = {"save_cpu_ram": True, "prc_batch_size": NEIGHBOUR_BATCH}
+    found: dict[str, Any] = {
         **kid_features_to_metric(x, y, kid_subset_size=subset, rng_seed=seed, verbose=False),
-        **isc_features_to_metric(samples.logits, rng_seed=seed),
-        **prc_features_to_metric(x, y, prc_neighborhood=NEIGHBOURS, verbose=False),
+        **prc_features_to_metric(x, equal, prc_neighborhood=NEIGHBOURS, verbose=False, **memory),
     }
-    return {
+    result = {
         name: frechet(x, y),
         f"{name} error": bootstrap_error(x, y, seed),
         f"{name} ∞": extrapolated_frechet(x, y, seed),
         "KID": float(found["kernel_inception_distance_mean"]),
         "KID error": float(found["kernel_inception_distance_std"]),
-        "IS": float(found["inception_score_mean"]),
-        "IS error": float(found["inception_score_std"]),
         "precision": float(found["precision"]),
         "recall": float(found["recall"]),
     }
+    if samples.logits is not None:
+        score = isc_features_to_metric(samples.logits, rng_seed=seed)
+        result["IS"], result["IS error"] = (float(score[f"inception_score_{part}"]) for part in ("mean", "std"))
+    return result

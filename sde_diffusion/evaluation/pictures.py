@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.evaluation.figures import figure
 from sde_diffusion.files import write_atomically
 
 SMALLEST = 32
@@ -58,72 +57,10 @@ def save_strip(path: Path, states: Sequence[Tensor], times: Sequence[float]) -> 
         _save_scatter(path, states, [f"t = {t:.3g}" for t in times])
 
 
-@contextmanager
-def _figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 120) -> Iterator[list[Any]]:
-    """Yield the axes of a figure of ``size`` inches with panels side by side, and write it to ``path`` afterwards."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, panels, figsize=size, squeeze=False)
-    try:
-        yield list(axes[0])
-        figure.tight_layout()
-        write_atomically(path, lambda p: figure.savefig(p, dpi=dpi))
-    finally:
-        pyplot.close(figure)
-
-
 def _save_scatter(path: Path, clouds: Sequence[Tensor], titles: Sequence[str]) -> None:
-    with _figure(path, (3.0 * len(clouds), 3.2), len(clouds), dpi=110) as axes:
+    with figure(path, (3.0 * len(clouds), 3.2), len(clouds), dpi=110) as axes:
         for axis, cloud, title in zip(axes, clouds, titles, strict=True):
             flat = cloud.detach().reshape(len(cloud), -1).cpu()
             axis.scatter(flat[:, 0], flat[:, min(1, flat.shape[1] - 1)], s=3, alpha=0.5, linewidths=0)
             axis.set_title(title, fontsize=9)
             axis.set_aspect("equal", adjustable="datalim")
-
-
-def save_curves(path: Path, curves: dict[str, list[list[float]]]) -> None:
-    """Plot bounds over the log signal-to-noise ratio: where their bits are spent.
-
-    Args:
-        curves: per bound, rows of log SNR, bits/dim per unit of it, and its standard error.
-    """
-    with _figure(path, (6.4, 4.0)) as (axis,):
-        for name, (log_snr, value, error) in curves.items():
-            if name == "continuous":
-                axis.errorbar(log_snr, value, yerr=error, fmt="o", markersize=4, capsize=2, label=f"{name} bound")
-            else:
-                axis.plot(log_snr, value, linewidth=1.2, label=f"{name} bound")
-        axis.set_xlabel("log SNR  (noise on the left, image on the right)")
-        axis.set_ylabel("bits/dim per unit of log SNR")
-        axis.set_ylim(bottom=0.0)
-        axis.grid(alpha=0.3)
-        axis.legend()
-
-
-def save_sweep(path: Path, points: Sequence[Any], metric: str) -> None:
-    """Plot a metric over evaluations, a curve a sampler, bars of one standard error.
-
-    Args:
-        points: of :func:`sde_diffusion.evaluation.sweep.points`.
-        metric: what is plotted.
-    """
-    with _figure(path, (7.0, 4.6)) as (axis,):
-        for name in sorted({point.sampler for point in points}):
-            own = [point for point in points if point.sampler == name]
-            axis.errorbar(
-                [p.nfe for p in own],
-                [p.metric for p in own],
-                yerr=[p.error for p in own],
-                marker="o",
-                capsize=2,
-                label=name,
-            )
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("network evaluations a sample")
-        axis.set_ylabel(metric)
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -308,83 +308,3 @@ def read_state(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     if "key" not in state:
         raise InputError(f"{path}: not a readable file of scores (it has no key); delete it to start again")
     return str(state.pop("key")), state
-
-
-def mean_error(values: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard error over the finite values (N,)."""
-    return likelihood.mean_and_error(torch.from_numpy(np.asarray(values, dtype=np.float64)))
-
-
-def summary(scores: Scores, dataset: Dataset, options: ScoringOptions) -> dict[str, Any]:
-    """Return the table and the error budget in bits/dim, of grey levels or of the density of continuous data."""
-    size = math.prod(dataset.shape)
-    levels = dataset.levels or 1
-    scale = dataset.cell * levels
-
-    def bits(nats: np.ndarray) -> np.ndarray:
-        return likelihood.bits_per_dim(torch.from_numpy(nats), dataset.shape, levels, scale).numpy()
-
-    unit = 1.0 / (size * math.log(2.0))
-    ode = bits(scores.ode)
-    rows: dict[str, Any] = {"ode": mean_error(ode.mean(axis=0))}
-    several, exact = options.dequantisations > 1, options.divergence == "exact"
-    if several and exact:  # the noise of random probes would pass for likelihood: E exp(noise) > 1
-        weighted = likelihood.importance_weighted(torch.from_numpy(scores.ode)).numpy()
-        rows["ode, importance-weighted"] = mean_error(bits(weighted))
-    for name in ("continuous", "discrete"):  # bounds on grey levels are of probabilities already
-        values = getattr(scores, name)
-        rows[name] = mean_error(values * unit if dataset.levels is not None else bits(-values))
-    # Probes: each image has its own, so the mean's error is that of one image over √N.
-    probes = np.sqrt(np.nanmean(scores.ode_std_error**2) / scores.ode.size) * unit if options.probes > 1 else math.nan
-    pilot = scores.pilot
-    # Draws too; the spread over them includes that of the probes.
-    draws = np.sqrt(np.nanmean(ode.var(axis=0, ddof=1)) / ode.size) if several else math.nan
-    return {
-        "bits_per_dim": {name: {"mean": mean, "std_error": error} for name, (mean, error) in rows.items()},
-        "budget": {
-            "probes": 0.0 if exact else float(probes),
-            "solver": [-v * unit if i == 0 else v * unit for i, v in enumerate(pilot["solver"])],
-            "prior": pilot["prior"] * unit,
-            "truncation": [-v * unit if i == 0 else v * unit for i, v in enumerate(pilot["truncation"])],
-            "dequantisation": float(draws) if dataset.levels is not None else 0.0,
-        },
-        "parts": {name: {part: v * unit for part, v in parts.items()} for name, parts in scores.parts.items()},
-        "curves": {name: (curve * [[1.0], [unit], [unit]]).tolist() for name, curve in scores.curves.items()},
-        "nfe": {"mean": float(np.nanmean(scores.nfe)), "max": float(np.nanmax(scores.nfe))},
-        "tolerance": pilot["tolerance"],
-        "pilot": pilot,
-        "failed": {str(i): reason for i, reason in scores.reasons.items()},
-        "options": asdict(options),
-    }
-
-
-@dataclass(frozen=True)
-class Separation:
-    """How well log-likelihood tells two data sets apart.
-
-    Attributes:
-        auroc: probability that an image of the first has the higher log-likelihood; 0.5 is chance.
-        std_error: of that.
-    """
-
-    auroc: float
-    std_error: float
-
-
-def separation(inside: np.ndarray, outside: np.ndarray) -> Separation:
-    """Return the area under the ROC curve of log-likelihoods, and its standard error.
-
-    References:
-        J. Hanley, B. McNeil, 1982, Radiology 143(1), 29-36 (the error from the two placement variances: E. DeLong, D.
-        DeLong, D. Clarke-Pearson, 1988, Biometrics 44(3), 837-845).
-    """
-    a, b = (np.sort(values[np.isfinite(values)]) for values in (inside, outside))
-    require(min(len(a), len(b)) >= 2, "images", (len(a), len(b)), "at least 2 finite log-likelihoods in each data set")
-
-    def placements(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Share of ``y`` below each ``x``, ties half."""
-        return (np.searchsorted(y, x, "left") + np.searchsorted(y, x, "right")) / (2.0 * len(y))
-
-    above, below = placements(a, b), 1.0 - placements(b, a)
-    variance = above.var(ddof=1) / len(a) + below.var(ddof=1) / len(b)
-    return Separation(float(above.mean()), math.sqrt(float(variance)))

@@ -6,12 +6,9 @@ without repeating one, and rows that are of different measurements are never put
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import json
-import math
 import os
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,9 @@ Row = dict[str, Any]
 
 ALIKE = ("metric", "extractor", "reference", "num_samples", "kid_subset", "checkpoint", "dtype")
 """Fields in which rows must agree to be compared."""
-BUDGETS = (10, 20, 50, 200)
-"""Evaluations at which the best sampler is named."""
+RECORD = "benchmark.jsonl"
+PICTURES, TRAJECTORY = "benchmark", "_trajectory"
+"""Folder of the pictures of a sweep, and what the name of a strip of the reverse process ends in."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,6 @@ class Setting:
     option: str
     value: float
     seed: int
-
-    def __str__(self) -> str:
-        return f"{self.sampler} {self.option}={self.value:g} seed={self.seed}"
 
 
 def settings(
@@ -93,11 +88,17 @@ def _is_row(line: str) -> bool:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Append one row, on the disk before this returns."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(to_json(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one row, on the disk before this returns; of a row that does not fit there nothing is left."""
+    rest = (to_json(row) + "\n").encode()
+    with open(path, "ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def sweep(
@@ -105,8 +106,8 @@ def sweep(
     recorded: Sequence[Row],
     plan: Iterable[Setting],
     key: Row,
-    options: Callable[[Setting], str],
-    run: Callable[[Setting], Row],
+    options: Callable[[Setting], Row],
+    run: Callable[[Setting, str], Row],
     on_row: Callable[[Row, bool], None],
 ) -> list[Row]:
     """Run what of the plan is not recorded; returns the rows of the plan in its order.
@@ -115,8 +116,8 @@ def sweep(
         path: the record, to which new rows are appended.
         recorded: its rows (:func:`read_rows`).
         key: the fields ``ALIKE`` of this sweep; rows of other keys are left alone.
-        options: returns the sampler of a run with all its options, as text.
-        run: does one run and returns its numbers.
+        options: returns the other options of a run's sampler.
+        run: does one run and returns its numbers; is given a name for its files, which is that of no other run.
         on_row: called with each row and whether it is new.
     """
     done = {_identity(row): row for row in recorded}
@@ -125,114 +126,17 @@ def sweep(
         row: Row = {**key, **vars(setting), "options": options(setting)}
         known = done.get(_identity(row))
         if known is None:
-            row |= run(setting)
+            row |= run(setting, f"{setting.sampler}_{setting.value:g}_seed{setting.seed}_{_digest(row)}")
             append_row(path, row)
         on_row(known or row, known is None)
         rows.append(known or row)
     return rows
 
 
+def _digest(row: Row) -> str:
+    return hashlib.sha256(_identity(row).encode()).hexdigest()[:8]
+
+
 def _identity(row: Row) -> str:
     fields = (*ALIKE, "sampler", "option", "value", "seed", "options")
     return json.dumps([row.get(name) for name in fields], sort_keys=True)
-
-
-def require_alike(rows: Sequence[Row]) -> None:
-    """Refuse rows that cannot be compared.
-
-    Raises:
-        InputError: names the first field that differs, and two of its values.
-    """
-    for field in ALIKE:
-        values = list(dict.fromkeys(json.dumps(row.get(field)) for row in rows))
-        if len(values) > 1:
-            raise InputError(
-                f"{field}: {values[0]} and {values[1]} cannot be compared; report runs of one {field} at a time"
-            )
-
-
-@dataclass(frozen=True)
-class Point:
-    """The mean over seeds of one sampler at one setting.
-
-    Attributes:
-        sampler, option, value: the setting.
-        nfe: evaluations of a sample.
-        seconds: time of all samples.
-        metric: Fréchet distance.
-        error: its standard error: of the seeds, or of the bootstrap where there is one seed.
-        seeds: number of seeds.
-    """
-
-    sampler: str
-    option: str
-    value: float
-    nfe: float
-    seconds: float
-    metric: float
-    error: float
-    seeds: int
-
-    @property
-    def label(self) -> str:
-        """Name and setting, for a sentence."""
-        return f"{self.sampler} with " + (
-            f"{self.value:g} steps" if self.option == "num_steps" else f"tolerance {self.value:g}"
-        )
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """Return the means over seeds, in the order of the evaluations.
-
-    Raises:
-        InputError: if the rows cannot be compared.
-    """
-    require_alike(rows)
-    groups: dict[tuple[str, str, float, str], list[Row]] = {}
-    for row in rows:  # one sampler with other options is another
-        groups.setdefault((row["sampler"], row["option"], row["value"], row["options"]), []).append(row)
-    found = []
-    for (sampler, option, value, _), group in groups.items():
-        name = group[0]["metric"]
-        values = [row["metrics"][name] for row in group]
-        sampling = math.sqrt(sum(row["metrics"][f"{name} error"] ** 2 for row in group)) / len(group)
-        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        nfe, seconds = (statistics.fmean(row[field] for row in group) for field in ("nfe", "seconds"))
-        found.append(
-            Point(sampler, option, value, nfe, seconds, statistics.fmean(values), max(sampling, spread), len(values))
-        )
-    return sorted(found, key=lambda point: point.nfe)
-
-
-def recommendation(found: Sequence[Point], metric: str) -> list[str]:
-    """Return one sentence for each budget of evaluations, and one for the cheapest that is as good as the best."""
-    sentences = []
-    for budget in BUDGETS:
-        within = [point for point in found if point.nfe <= budget and math.isfinite(point.metric)]
-        if within:
-            best = min(within, key=lambda point: point.metric)
-            sentences.append(
-                f"At most {budget} evaluations: {best.label} ({best.nfe:.0f} evaluations), "
-                f"{metric} {best.metric:.3g} ± {best.error:.2g}."
-            )
-    finite = [point for point in found if math.isfinite(point.metric)]
-    if finite:
-        best = min(finite, key=lambda point: point.metric)
-        good = [p for p in finite if p.metric - best.metric <= math.hypot(p.error, best.error)]
-        cheap = min(good, key=lambda point: point.nfe)
-        sentences.append(
-            f"Cheapest within the error of the best ({best.label}, {best.metric:.3g} ± {best.error:.2g}): "
-            f"{cheap.label} ({cheap.nfe:.0f} evaluations), {metric} {cheap.metric:.3g} ± {cheap.error:.2g}."
-        )
-    return sentences
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Return rows as comma-separated values, a column a number."""
-    flat = [{**{k: v for k, v in row.items() if not isinstance(v, dict)}, **row["metrics"]} for row in rows]
-    columns = list(dict.fromkeys(name for row in flat for name in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue()

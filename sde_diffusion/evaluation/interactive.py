@@ -1,0 +1,214 @@
+"""Figures to be explored in a browser: hover for what a number depends on, click a curve in the legend to hide it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sde_diffusion.evaluation.curves import SOLVER_ERROR, Point, by_curve, metric_names, points
+from sde_diffusion.evaluation.figures import COLOURS
+from sde_diffusion.evaluation.sweep import Row
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "hexagon")
+COSTS = {"nfe": "network evaluations a sample", "seconds": "seconds of all samples"}
+WIDGET = {
+    "responsive": True,
+    "displaylogo": False,
+    "toImageButtonOptions": {"format": "svg"},
+    "modeBarButtonsToRemove": ["lasso2d", "select2d"],
+}
+"""Of every interactive figure; the camera saves it as SVG."""
+
+
+def _hover(point: Point, metric: str) -> str:
+    """Everything a number depends on, as lines of HTML."""
+    row = point.rows[0]
+    made, options = row["provenance"], ", ".join(f"{k}={v}" for k, v in row["options"].items())
+    seeds = ", ".join(str(r["seed"]) for r in point.rows)
+    lines = [
+        f"<b>{point.curve}, {point.setting}</b>",
+        f"{metric} {point.text} (95 %)",
+        f"NFE {point.nfe:.1f}, {point.seconds:.2f} s, {row['num_samples']} samples, seeds {seeds}",
+        options,
+        f"reference {str(row['reference'])[:40]}, extractor {str(row['extractor'])[:12]}",
+        f"checkpoint {str(row['checkpoint'])[:12]}, step {made.get('step')}, weights {made.get('weights')}",
+        f"{row['dtype']} on {made.get('device')}, {made.get('machine')}",
+        f"code {made.get('version')} {str(made.get('commit') or '')[:10]}, {made.get('time')}",
+    ]
+    return "<br>".join(lines)
+
+
+def _axis_type(values: Sequence[float]) -> str:
+    wide = bool(values) and min(values) > 0.0 and max(values) > 5.0 * min(values)
+    return "log" if wide else "linear"
+
+
+def _ticks(kind: str) -> str | None:
+    return "D2" if kind == "log" else None  # digits 2 and 5 only
+
+
+def _layout(figure: Any, x: str, y: str, height: int = 480) -> None:
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 16, "t": 48, "b": 48},
+        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0.0},
+        font={"size": 13},
+        hoverlabel={"align": "left", "font": {"size": 12}},
+        xaxis={"title": {"text": x}},
+        yaxis={"title": {"text": y}},
+    )
+
+
+def sweep_figure(rows: Sequence[Row], cost: str) -> Any:
+    """Return an interactive figure of the metrics over their cost, a curve and its 95 % band for each sampler.
+
+    Args:
+        rows: of one measurement.
+        cost: "nfe" or "seconds".
+    """
+    from plotly import graph_objects as go
+
+    names = metric_names(rows)
+    curves = {metric: by_curve(points(rows, metric)) for metric in names}
+    shown = {metric: [p.metric for own in curves[metric].values() for p in own] for metric in names}
+    finite = {metric: [v for v in shown[metric] if math.isfinite(v)] for metric in names}
+    kinds = {metric: _axis_type(finite[metric]) for metric in names}
+    marks = rows[0].get("training_images") or {}
+
+    def ordered(metric: str, curve: str) -> list[Point]:
+        return sorted(curves[metric][curve], key=lambda p: float(getattr(p, cost)))
+
+    def band(metric: str, own: list[Point]) -> list[float]:
+        floor = min(finite[metric], default=0.0) / 4.0 if kinds[metric] == "log" else -math.inf  # a log axis has no 0
+        low, high = zip(*(p.interval for p in own), strict=True)
+        return [*high, *(max(value, floor) for value in reversed(low))]
+
+    def data(metric: str) -> dict[str, list[Any]]:
+        y: list[Any] = []
+        text: list[Any] = []
+        for curve in curves[metric]:
+            own = ordered(metric, curve)
+            y += [band(metric, own), [p.metric for p in own]]
+            text += [None, [_hover(p, metric) for p in own]]
+        if marks:
+            mark = marks.get(metric, math.nan)
+            y.append([mark] * 2)
+            text.append([f"training images: {metric} {mark:.4g}"] * 2)
+        return {"y": y, "text": text}
+
+    def layout(metric: str) -> dict[str, Any]:
+        kind = kinds[metric]
+        return {"yaxis.title.text": metric, "yaxis.type": kind, "yaxis.dtick": _ticks(kind), "yaxis.autorange": True}
+
+    figure, first = go.Figure(), data(names[0])
+    for i, curve in enumerate(curves[names[0]]):
+        x = [getattr(p, cost) for p in ordered(names[0], curve)]
+        colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[(i // len(COLOURS) + i) % len(SYMBOLS)]
+        shared = {"legendgroup": curve, "name": curve}
+        figure.add_scatter(
+            x=[*x, *reversed(x)],
+            y=first["y"][2 * i],
+            fill="toself",
+            fillcolor=colour,
+            opacity=0.15,
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            **shared,
+        )
+        figure.add_scatter(
+            x=x,
+            y=first["y"][2 * i + 1],
+            text=first["text"][2 * i + 1],
+            hovertemplate="%{text}<extra></extra>",
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"size": 7, "symbol": symbol},
+            **shared,
+        )
+    if marks:
+        costs = [getattr(p, cost) for own in curves[names[0]].values() for p in own]
+        figure.add_scatter(
+            x=[min(costs), max(costs)],
+            y=first["y"][-1],
+            text=first["text"][-1],
+            hovertemplate="%{text}<extra></extra>",
+            mode="lines",
+            line={"color": "#777", "width": 1.5, "dash": "dash"},
+            name="training images",
+        )
+    _layout(figure, COSTS[cost], names[0])
+    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_yaxes(type=kinds[names[0]], dtick=_ticks(kinds[names[0]]))
+    buttons = [
+        {
+            "label": metric,
+            "method": "update",
+            "args": [data(metric), layout(metric)],
+        }
+        for metric in names
+    ]
+    place = {"x": 0.0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "direction": "down", "showactive": True}
+    figure.update_layout(updatemenus=[{"buttons": buttons, **place}])
+    return figure
+
+
+def solver_figure(found: Sequence[Point], rows: Sequence[Row]) -> Any:
+    """Return an interactive figure of the solver's own error of deterministic samplers.
+
+    Args:
+        found: the points with that error.
+        rows: of the measurement, whose curves keep their colours.
+    """
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    places = {curve: i for i, curve in enumerate(by_curve(points(rows)))}
+    for curve, own in by_curve(found).items():
+        figure.add_scatter(
+            x=[p.nfe for p in own],
+            y=[p.metric for p in own],
+            text=[_hover(p, SOLVER_ERROR) for p in own],
+            hovertemplate="%{text}<extra></extra>",
+            mode="lines+markers",
+            line={"color": COLOURS[places[curve] % len(COLOURS)]},
+            name=curve,
+        )
+    _layout(figure, COSTS["nfe"], SOLVER_ERROR, height=380)
+    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    return figure
+
+
+def training_figure(runs: Mapping[str, Sequence[dict[str, float]]], value: str) -> Any:
+    """Return an interactive figure of the loss or the learning rate over the training steps of runs by name."""
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for i, (name, lines) in enumerate(runs.items()):
+        steps, values = ([line[key] for line in lines] for key in ("step", value))
+        colour = COLOURS[i % len(COLOURS)]
+        figure.add_scatter(x=steps, y=values, name=name, mode="lines", line={"color": colour, "width": 1.5})
+    _layout(figure, "training step", value.replace("_", " "), height=320)
+    figure.update_yaxes(type="log" if value == "loss" else "linear")
+    figure.update_layout(showlegend=len(runs) > 1)
+    return figure
+
+
+def bound_figure(curves: dict[str, list[list[float]]]) -> Any:
+    """Return an interactive figure of where the bounds' bits are spent."""
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for i, (name, (log_snr, value, error)) in enumerate(curves.items()):
+        bars = {"type": "data", "array": error} if name == "continuous" else None
+        mode = "markers" if name == "continuous" else "lines"
+        colour = {"color": COLOURS[i % len(COLOURS)]}
+        figure.add_scatter(
+            x=log_snr, y=value, error_y=bars, mode=mode, name=f"{name} bound", marker=colour, line=colour
+        )
+    _layout(figure, "log SNR (noise on the left, image on the right)", "bits/dim per unit of log SNR", height=360)
+    return figure
