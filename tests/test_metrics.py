@@ -13,7 +13,14 @@ import sde_diffusion as sd
 from sde_diffusion.data import DATASETS
 from sde_diffusion.evaluation import metrics
 from sde_diffusion.evaluation.extractors import BUILT_IN, WEIGHTS, metric_name
-from sde_diffusion.evaluation.metrics import Extractor, Features, bootstrap_error, extrapolated_frechet, frechet
+from sde_diffusion.evaluation.metrics import (
+    Extractor,
+    Features,
+    bootstrap_error,
+    extrapolated_frechet,
+    frechet,
+    measure,
+)
 
 
 def gaussian(n: int, mean: Tensor, std: Tensor, seed: int) -> Tensor:

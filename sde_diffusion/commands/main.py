@@ -21,7 +21,7 @@ COMMANDS = {
     "report": "write one page of a run, or of several side by side: curves, samples, likelihood, training",
     "samplers": "print the table of samplers",
     "verify": "certify every sampler and the likelihood on every SDE against closed form",
-    "tour": "the main job on built-in data: train on digits, sample with every sampler, compare",
+    "tour": "the main job on built-in data: train on digits, score, sweep every sampler, report",
 }
 
 

@@ -18,9 +18,25 @@ Reference:
 """
 
 
+SUFFIXES = (".svg", ".png")
+
+
+def _logarithmic(*axes: Any) -> None:
+    """Mark x or y axes at 1, 2 and 5 times the powers of ten, in plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 @contextmanager
 def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 120) -> Iterator[list[Any]]:
-    """Yield the axes of a figure of ``size`` inches with panels side by side, and write it to ``path`` afterwards."""
+    """Yield the axes of a figure of ``size`` inches with panels side by side, and write it to ``path`` afterwards.
+
+    A path without a suffix is written both as SVG and as PNG.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +47,8 @@ def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 12
     try:
         yield list(axes[0])
         drawn.tight_layout()
-        write_atomically(path, lambda p: drawn.savefig(p, dpi=dpi))
+        for target in [path] if path.suffix else [path.with_suffix(suffix) for suffix in SUFFIXES]:
+            write_atomically(target, lambda p: drawn.savefig(p, dpi=dpi))
     finally:
         pyplot.close(drawn)
 
@@ -76,9 +93,10 @@ def save_sweep(
             axis.axhline(mark, color="#777", linestyle="--", linewidth=1.0, label="training images")
         axis.set_xscale("log")
         axis.set_yscale("log")
+        _logarithmic(axis.xaxis, axis.yaxis)
         axis.set_xlabel("network evaluations a sample" if against == "nfe" else "seconds of all samples")
         axis.set_ylabel(metric)
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
 
 
@@ -93,7 +111,8 @@ def save_training(path: Path, runs: Mapping[str, Sequence[dict[str, float]]]) ->
             colour = COLOURS[i % len(COLOURS)]
             axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], color=colour, label=name)
         axis.set_yscale("log")
+        _logarithmic(axis.yaxis)
         axis.set_xlabel("training step")
         axis.set_ylabel("loss")
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -27,7 +27,7 @@ from sde_diffusion.evaluation.curves import (
     recommendation,
     require_alike,
 )
-from sde_diffusion.evaluation.figures import save_bound, save_sweep, save_training
+from sde_diffusion.evaluation.figures import SUFFIXES, save_bound, save_sweep, save_training
 from sde_diffusion.evaluation.interactive import (
     COSTS,
     WIDGET,
@@ -262,30 +262,30 @@ def _distinct(records: list[Record]) -> list[Record]:
 
 def _paper_figures(folder: Path, records: Sequence[Record], sweeps: Sequence[list[Row]]) -> list[Path]:
     """Write the figures and the rows of the newest measurement."""
-    written = []
+    stems = []
 
-    def both(name: str, save: Callable[[Path], None]) -> None:
-        for suffix in (".svg", ".png"):
-            save(folder / f"{name}{suffix}")
-            written.append(folder / f"{name}{suffix}")
+    def save(name: str, write: Callable[[Path], None]) -> None:
+        stems.append(folder / _file_name(name))
+        write(stems[-1])
 
     if sweeps:
         rows, metric = sweeps[0], sweeps[0][0]["metric"]
         mark = (rows[0].get("training_images") or {}).get(metric)
         for cost in COSTS:
-            draw = partial(save_sweep, points=points(rows), metric=metric, against=cost, mark=mark)
-            both(f"{_file_name(metric)}_{cost}", draw)
+            save(f"{metric}_{cost}", partial(save_sweep, points=points(rows), metric=metric, against=cost, mark=mark))
         if solver := points(rows, SOLVER_ERROR):
-            both("solver_error_nfe", partial(save_sweep, points=solver, metric=SOLVER_ERROR))
-        write_atomically(folder / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
-        written.append(folder / "benchmark.csv")
+            save("solver_error_nfe", partial(save_sweep, points=solver, metric=SOLVER_ERROR))
     if trained := {record.name: record.training for record in records if record.training}:
-        both("training", partial(save_training, runs=trained))
+        save("training", partial(save_training, runs=trained))
     for record in records:
         for data, result in record.likelihoods.items():
-            both(f"bound_{_file_name(record.name + ' ' + data)}", partial(save_bound, curves=result["curves"]))
+            save(f"bound {record.name} {data}", partial(save_bound, curves=result["curves"]))
+    written = [stem.with_suffix(suffix) for stem in stems for suffix in SUFFIXES]
+    if sweeps:
+        write_atomically(folder / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
+        written.append(folder / "benchmark.csv")
     return written
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text.replace("∞", "infinite")).strip("_")
+    return re.sub(r"[^\w-]+", "_", text.replace("∞", "infinite")).strip("_")

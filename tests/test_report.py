@@ -1,0 +1,178 @@
+"""``sde-diffusion report``: the page in a real browser, at two widths, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sde_diffusion.commands.main import main
+from sde_diffusion.evaluation.sweep import RECORD, read_rows
+from tests.test_commands import refused, trained
+
+__all__ = ["trained"]
+
+CHROMIUM = next((p for name in ("chromium", "google-chrome", "chrome") if (p := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a sweep of three samplers, a likelihood and its report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        arguments = [f"--workdir={trained}", "--quiet", "--device=cpu"]
+        sweep = ["--samplers=ddim,ancestral,probability_flow", "--steps=2,3", "--tolerances=0.1", "--num_samples=70"]
+        assert main(["benchmark", *arguments, *sweep, "--seeds=0,1"]) == 0
+        few = ["--num_images=4", "--bound_draws=4", "--bound_steps=10", "--tolerance=0.1"]
+        assert main(["likelihood", *arguments, *few]) == 0
+    assert main(["report", f"--workdir={trained}", "--quiet"]) == 0
+    return trained
+
+
+def copy(run: Path, target: Path, **changes: Any) -> Path:
+    """Return a copy of a run whose sweep has other fields."""
+    shutil.copytree(run, target)
+    rows = [{**row, **changes} for row in read_rows(run / RECORD)]
+    (target / RECORD).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+def test_page_holds_all_it_needs(measured: Path) -> None:
+    page = (measured / "report.html").read_text()
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', outside) == []  # opens from disk, without a network
+    rows = read_rows(measured / RECORD)
+    for fact in (rows[0]["checkpoint"], rows[0]["extractor"], rows[0]["reference"].split()[-1]):
+        assert fact in outside
+    assert outside.count('alt="samples of') == 5
+    assert outside.count('alt="reverse process of') == 3
+    assert "ODE (probability flow)" in outside
+    assert "sampler.pc.snr" in outside
+    assert "At most 10 evaluations" in outside
+
+
+def test_figures_for_papers(measured: Path) -> None:
+    names = {path.name for path in (measured / "report").iterdir()}
+    for stem in ("FD-digits_nfe", "FD-digits_seconds", "solver_error_nfe", "training"):
+        assert {f"{stem}.svg", f"{stem}.png"} <= names
+        assert "<text" in (measured / "report" / f"{stem}.svg").read_text()  # text, to be set in the paper's own type
+    assert len((measured / "report" / "benchmark.csv").read_text().splitlines()) == 1 + len(
+        read_rows(measured / RECORD)
+    )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium or Chrome here")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def open_page(browser: Any, path: Path, width: int) -> tuple[Any, list[str]]:
+    page, problems = browser.new_page(viewport={"width": width, "height": 800}), []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(r.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("#figure-0 .legend .traces")
+    return page, problems
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(measured: Path, browser: Any, width: int) -> None:
+    page, problems = open_page(browser, measured / "report.html", width)
+    assert problems == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing to be scrolled sideways to
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    for figure in page.query_selector_all(".plotly-graph-div"):
+        box = figure.bounding_box()
+        assert box["width"] <= width
+        assert box["height"] > 200
+    page.close()
+
+
+def test_curves_can_be_hidden_and_metrics_chosen(measured: Path, browser: Any) -> None:
+    page, problems = open_page(browser, measured / "report.html", 1280)
+    shown = "document.getElementById('figure-0').data.filter(d => d.visible !== 'legendonly').length"
+    before = page.evaluate(shown)
+    assert before == 2 * 3 + 1  # a band and a curve for each sampler, and the training images
+    page.click("#figure-0 .legend .traces .legendtoggle >> nth=0", force=True)
+    page.wait_for_function(f"{shown} === {before - 2}")  # the band goes with its curve
+    page.click("#figure-0 .updatemenu-header")
+    page.click("#figure-0 .updatemenu-dropdown-button:has-text('recall')")
+    page.wait_for_function("document.getElementById('figure-0').layout.yaxis.title.text === 'recall'")
+    recalls = {row["metrics"]["recall"] for row in read_rows(measured / RECORD) if row["sampler"] == "probability_flow"}
+    drawn = "document.getElementById('figure-0').data.find(d => d.name === 'probability_flow' && d.text).y"
+    assert page.evaluate(drawn) == [pytest.approx(sum(recalls) / len(recalls))]
+    curve = page.evaluate("document.getElementById('figure-0').data.findIndex(d => d.name === 'ddim' && d.text)")
+    page.evaluate(f"Plotly.Fx.hover('figure-0', [{{curveNumber: {curve}, pointNumber: 0}}])")
+    label = page.text_content("#figure-0 .hoverlayer .hovertext")
+    for fact in ("ddim, 2 steps", "seeds 0, 1", "eta=0.0", "checkpoint", "extractor", "weights ema", "float32 on cpu"):
+        assert fact in label
+    assert problems == []
+    page.close()
+
+
+def test_runs_side_by_side(measured: Path, tmp_path: Path, browser: Any) -> None:
+    other = copy(measured, tmp_path / "other", checkpoint="another")
+    assert main(["report", f"--compare={measured},{other}", "--quiet"]) == 0
+    page, problems = open_page(browser, measured / "comparison.html", 390)
+    assert problems == []
+    names = page.evaluate("document.getElementById('figure-0').data.map(d => d.name)")
+    assert {f"{run.name}: ddim" for run in (measured, other)} <= set(names)
+    page.close()
+
+
+@pytest.mark.parametrize("field", ["metric", "extractor", "reference", "num_samples", "kid_subset", "dtype"])
+def test_unlike_runs_are_refused(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    other = copy(measured, tmp_path / "other", **{field: "unlike"})
+    text = refused(capsys, "report", f"--workdir={measured}", f"--compare={other}")
+    assert re.search(rf"{field}: .* cannot be compared", text)
+
+
+def test_unlike_measurements_of_a_run_are_drawn_apart(measured: Path, tmp_path: Path) -> None:
+    other = copy(measured, tmp_path / "other")
+    rows = read_rows(other / RECORD)
+    with open(other / RECORD, "a") as file:
+        file.writelines(json.dumps({**row, "num_samples": 99}) + "\n" for row in rows)
+    assert main(["report", f"--workdir={other}", "--quiet"]) == 0
+    page = (other / "report.html").read_text()
+    assert "These measurements differ in num_samples" in page
+    assert page.index("FD-digits of 99 samples") < page.index("FD-digits of 70 samples")
+
+
+def test_a_run_without_a_sweep_says_how_to_make_one(measured: Path, tmp_path: Path) -> None:
+    other = copy(measured, tmp_path / "other")
+    (other / RECORD).unlink()
+    assert main(["report", f"--workdir={other}", "--quiet"]) == 0
+    assert "sde-diffusion benchmark --workdir=" in (other / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "workdir=None"),
+        (["--workdir=nowhere"], "workdir='nowhere': expected the folder of a run"),
+        (["--compare=nowhere"], "two different runs"),
+    ],
+)
+def test_bad_input(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert words in refused(capsys, "report", *arguments)
+
+
+def test_damaged_files_are_named(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("train.jsonl", "line 1 is not one of a training"), (RECORD, "line 1 is not a row")):
+        other = copy(measured, tmp_path / name)
+        (other / name).write_text("{}\n{}\n")
+        assert words in refused(capsys, "report", f"--workdir={other}")
