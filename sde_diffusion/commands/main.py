@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -24,6 +25,9 @@ COMMANDS = {
     "tour": "the main job on built-in data: train on digits, score, sweep every sampler, report",
 }
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that are the disk's: it is full, or may not be written to."""
+
 
 def usage() -> str:
     """Return the help of the program."""
@@ -36,7 +40,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, or 1 where a check failed, or 2 on bad input."""
+    """Run one command; returns 0, or 1 where a check failed or the disk is full, or 2 on bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("help", "--help", "-h"):
         print(usage())
@@ -64,5 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `… | head` has what it wanted
         return 0
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"sde-diffusion: {where}{os.strerror(error.errno)}; nothing is left half-written, and what was finished is "
+            "kept: make room and run the same command again",
+            file=sys.stderr,
+        )
+        return 1
     except SystemExit as done:
         return int(done.code or 0)

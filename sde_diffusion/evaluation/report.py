@@ -110,11 +110,15 @@ def read_record(folder: Path) -> Record:
     require(isinstance(settings, dict) and "config" in settings, "workdir", str(folder), expected)
     lines: list[dict[str, float]] = []
     path = folder / "train.jsonl"
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+    written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in written if line.endswith("\n")]  # the last may be torn, while a training runs
+    for number, line in enumerate(whole, start=1):
         try:
             lines.append({key: json.loads(line)[key] for key in ("step", "loss", "learning_rate")})
         except (ValueError, TypeError, KeyError):
-            raise InputError(f"{path}: line {number} is not one of a training; remove it: {line[:60]!r}") from None
+            raise InputError(
+                f"{path}: line {number} is not one of a training; remove it: {line.strip()[:60]!r}"
+            ) from None
     likelihoods = {}
     for path in sorted(folder.glob("likelihood*.json")):
         content = read_json(path)

@@ -5,7 +5,9 @@ checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safe
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ def save(workdir: Path, state: TrainingState, keep: int, facts: dict[str, Any]) 
     Args:
         facts: provenance, stored in ``state.json``.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = workdir / "checkpoints"
@@ -73,6 +76,9 @@ def save(workdir: Path, state: TrainingState, keep: int, facts: dict[str, Any]) 
         if target.exists():  # the same step again, after a resume
             shutil.rmtree(target)
         os.rename(temporary, target)
+    except SafetensorError as error:  # says in words what the system said in a number
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(target)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in existing(workdir)[:-keep]:
