@@ -207,7 +207,7 @@ class SkipUNet(nn.Module, ABC):
         code: Tensor = self.time(label)
         if self.num_classes:
             none = label.new_full(label.shape, self.num_classes, dtype=torch.long)
-            return code + self.classes(none if classes is None else classes)
+            return cast(Tensor, code + self.classes(none if classes is None else classes))
         require(classes is None, "classes", classes, "none: this network has no classes", "build it with num_classes=…")
         return code
 
@@ -216,13 +216,17 @@ class SkipUNet(nn.Module, ABC):
             return cast(Tensor, checkpoint(block, h, code, use_reentrant=False))
         return cast(Tensor, block(h, code))
 
+    def adds_input(self, i: int) -> bool:
+        """Return whether the input is added after block ``i`` of the way down: the one that leads to the next level."""
+        return self.input_residual and i % (self.num_blocks + 1) == self.num_blocks
+
     def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
         code = self._code(label, classes)
         h = self.stem(x)
         skips, inputs = [h], iter(self.inputs)
         for i, block in enumerate(self.down):
             h = self._run(block, h, code)
-            if self.input_residual and i % (self.num_blocks + 1) == self.num_blocks:  # a level has ended
+            if self.adds_input(i):
                 h = x = (next(inputs)(x) + h) * math.sqrt(0.5)
             skips.append(h)
         for block in self.middle:
