@@ -1,9 +1,9 @@
 """Checkpoints of score_sde_pytorch, the code of Song et al. 2021.
 
 A ``.pth`` file holds {optimizer, model, ema, step}: ``model`` by names ``module.all_modules.K.…``, K counting modules
-in the order in which they act, and ``ema["shadow_params"]``, a list of the trained parameters in the order of ``model``.
-What the network and its SDE are is not in it. That is read from ``NAME.json`` beside ``NAME.pth`` (sections ``data``,
-``model``, ``training`` of their configuration), or else from one of our configurations.
+in the order in which they act, and ``ema["shadow_params"]``, a list of the trained parameters in the order of
+``model``. What the network and its SDE are is not in it. That is read from ``NAME.json`` beside ``NAME.pth`` (sections
+``data``, ``model``, ``training`` of their configuration), or else from one of our configurations.
 
 Two differences of convention go into the numbers, exactly:
 
@@ -268,7 +268,7 @@ def _averaged(model: dict[str, Tensor], shadow: list[Tensor], path: Path) -> dic
 
 @LOADERS.register("score_sde")
 class ScoreSDE(Loader):
-    """A ``.pth`` file of score_sde_pytorch."""
+    """A .pth file of score_sde_pytorch."""
 
     def recognises(self, path: Path) -> bool:
         return path.is_file() and path.suffix == ".pth"
