@@ -53,6 +53,23 @@ def default_config() -> ConfigDict:
     return config
 
 
+def paper_config() -> ConfigDict:
+    """Return what the papers have in common on CIFAR-10: data, loss and training (Song et al. 2021, Appendix H)."""
+    config = default_config()
+    config.threads = 0
+    config.data.name = "cifar10"
+    config.denoiser.prediction = "eps"
+    config.denoiser.conditioning.name = "scaled"
+    config.loss.times.name = "uniform"
+    config.loss.weighting.name = "simple"
+    config.training = ConfigDict(dict(vars(TrainingOptions())))
+    config.training.update(num_steps=1_300_000, warmup_steps=5000, schedule="constant", flip=True)
+    config.training.update(log_every=50, checkpoint_every=10_000)
+    config.sampler.name = "euler_maruyama"
+    config.sampler.euler_maruyama.num_steps = 1000
+    return config
+
+
 get_config = default_config  # what ml_collections looks for in a config file: this file is the default one
 
 

@@ -13,6 +13,10 @@ from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"shape": (2,), "width": 16, "depth": 2},
     "unet": {"shape": (1, 8, 8), "channels": 8, "num_blocks": 1},
+    # DDPM's 32 groups need two channels each: a group of one forgets its mean, and with it the time.
+    "ddpm": {"shape": (1, 8, 8), "channels": 64, "channel_mults": (1, 1), "num_blocks": 1, "attention": (4,)},
+    "ddpmpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
+    "ncsnpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
 }
 
 LABELS = {
