@@ -188,13 +188,23 @@ def test_the_result_is_an_ordinary_workdir(checkpoints: dict[str, Path], tmp_pat
     again = sd.load_pretrained(run).net.state_dict()
     original = sd.load_pretrained(checkpoints[name]).net.state_dict()
     assert all(torch.equal(again[key], original[key]) for key in original)
-    if name == "ddpmpp_subvp":
-        data = f"--config.data.root={pictures(tmp_path / 'pictures')}"
-        few = ["--num_images=1", "--tolerance=1e-1", "--bound_draws=2", "--bound_steps=2"]
-        assert main(["likelihood", *everywhere, data, *few]) == 0
-        assert np.isfinite(json.loads((run / "likelihood.json").read_text())["bits_per_dim"]["discrete"]["mean"])
-        more = [f"--config.training.num_steps={STEP + 1}", "--config.training.batch_size=2"]
-        assert main(["train", *everywhere, data, *more]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_converted_checkpoint_is_scored_and_trained_on(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    run, data = tmp_path / "run", f"--config.data.root={pictures(tmp_path / 'pictures')}"
+    assert main(["convert", f"--source={checkpoints[name]}", f"--workdir={run}", "--quiet"]) == 0
+    everywhere = [f"--workdir={run}", data, "--quiet", "--device=cpu"]
+    few = ["--num_images=1", "--tolerance=1e-1", "--bound_draws=2", "--bound_steps=2"]
+    assert main(["likelihood", *everywhere, *few]) == 0
+    bits = json.loads((run / "likelihood.json").read_text())["bits_per_dim"]
+    assert all(np.isfinite(pair["mean"] if isinstance(pair, dict) else pair[0]) for pair in bits.values())
+    more = [f"--config.training.num_steps={STEP + 1}", "--config.training.batch_size=2"]
+    assert main(["train", *everywhere, *more]) == 0
+    assert (run / "checkpoints" / f"step_{STEP + 1:08d}").is_dir()
 
 
 class Runs:
