@@ -31,6 +31,11 @@ LABELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def awake(net: nn.Module, std: float = 0.3) -> nn.Module:
     """Give the layers that start at zero random weights, so that the network does something."""
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +78,7 @@ def test_examples_do_not_see_each_other(name: str) -> None:
     net = awake(NETWORKS.build(name, **SMALL[name]))
     x, label = inputs(name), LABELS["999 t"]
     alone = torch.cat([net(x[i : i + 1], label[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5 * alone.detach().abs().max().item())
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())
@@ -173,6 +178,7 @@ def test_checkpointed_activations_change_nothing_but_memory(name: str) -> None:
     """Outputs and gradients bit for bit, with dropout; and blocks are run again in the backward pass."""
     found = []
     for again in (False, True):
+        torch.manual_seed(0)
         net = awake(NETWORKS.build(name, dropout=0.2, checkpoint_activations=again, **SMALL[name])).train()
         runs = 0
 

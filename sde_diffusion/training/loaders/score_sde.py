@@ -159,9 +159,12 @@ def _config(described: _Description) -> dict[str, Any]:
     """Return our configuration of a described network."""
     sde, label = _sde_and_label(described)
     size = described.get("data", "image_size")
+    data = {"shape": (described.get("data", "num_channels"), size, size), "levels": 256}
+    if described.get("data", "dataset") == "CIFAR10" and size == 32:
+        data["name"] = "cifar10"
     return {
         "threads": 0,
-        "data": {"shape": (described.get("data", "num_channels"), size, size), "levels": 256},
+        "data": data,
         "network": _network(described),
         "sde": sde,
         "denoiser": {"prediction": "eps", "sigma_data": 0.0, "conditioning": label},
