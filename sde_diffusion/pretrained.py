@@ -54,8 +54,8 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     require(path.exists(), "source", str(path), "an existing file or folder")
     loader = next((found for found in map(LOADERS.build, LOADERS) if found.recognises(path)), None)
     if loader is None:
-        known = "; ".join(f"{name}: {(LOADERS[name].__doc__ or '').splitlines()[0]}" for name in LOADERS)
-        raise InputError(f"source={str(path)!r}: no loader recognises it; known are {known}")
+        known = ", ".join(f"{name} ({(LOADERS[name].__doc__ or '').splitlines()[0].rstrip('.')})" for name in LOADERS)
+        raise InputError(f"source={str(path)!r}: no loader recognises it; there are {known}")
     given = config.to_dict()
     if describes:
         shape, levels = configuration.data_shape(config)

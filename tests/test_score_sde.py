@@ -133,6 +133,24 @@ def test_weights_in_training_are_kept_apart(checkpoints: dict[str, Path]) -> Non
     assert all(torch.equal(2.0 * averaged[key], raw[key]) for key in averaged)
 
 
+def test_discrete_noise_levels(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """One network read as theirs of VP and of discrete VE, whose score is its output over σ at label (N − 1)(1 − t)."""
+    path = shutil.copy(checkpoints["ddpm"], tmp_path / "smld.pth")
+    told = json.loads(checkpoints["ddpm"].with_suffix(".json").read_text())
+    told["training"]["sde"], told["model"]["scale_by_sigma"], told["data"]["centered"] = "vesde", True, False
+    path.with_suffix(".json").write_text(json.dumps(told))
+    denoiser, net = sd.load_pretrained(path), sd.load_pretrained(checkpoints["ddpm"]).net
+    sigmas = torch.linspace(np.log(50.0), np.log(0.01), 1000, dtype=torch.float64).exp()
+    y, label = torch.rand(3, 3, 8, 8), torch.tensor([0, 400, 998])
+    sigma, t = sigmas[label].float()[:, None, None, None], 1.0 - label.double() / 999
+    theirs = net(2.0 * y - 1.0, label.float()) / sigma
+    with torch.no_grad():
+        error = 2.0 * denoiser(2.0 * y - 1.0, t).score - theirs
+    assert (sigma * error).norm() <= 1e-5 * (sigma * theirs).norm()
+    for steps in (3, 1500):  # more than there are levels
+        assert len(samplers.build("euler_maruyama", num_steps=steps).times(denoiser)) <= 1000
+
+
 def described(change: Callable[[ConfigDict], object] = lambda config: None) -> ConfigDict:
     """Return our configuration of the shipped VE checkpoint, made of a paper's as a person would."""
     config = config_file(str(next(p for p in CONFIGS if name_of(p) == "ve/cifar10_ncsnpp")))

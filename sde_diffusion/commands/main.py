@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": "sweep samplers and step counts: FID or FD, KID, precision, recall against evaluations",
     "samplers": "print the table of samplers",
     "verify": "certify every sampler and the likelihood on every SDE against closed form",
-    "convert": "make a workdir of another project's checkpoint: score_sde_pytorch",
+    "convert": "make a workdir of another project's checkpoint, for all of the above",
     "tour": "the main job on built-in data: train on digits, sample with every sampler, compare",
 }
 

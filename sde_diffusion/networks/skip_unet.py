@@ -16,7 +16,7 @@ On CIFAR-10 DDPM's has two blocks a level, the others four, or eight where they 
 
 References:
     J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239, Appendix B.
-    Y. Song et al., 2021, arXiv:2011.13456, Section 4.3 and Appendix H. Residual blocks that resample: A. Brock, J.
+    Y. Song et al., 2021, arXiv:2011.13456, Section 4.4 and Appendix H. Residual blocks that resample: A. Brock, J.
     Donahue, K. Simonyan, "Large Scale GAN Training", 2019, arXiv:1809.11096. FIR and the input residual: T. Karras et
     al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, arXiv:1912.04958, Section 4.1.
     Checkpointed activations: T. Chen et al., 2016, arXiv:1604.06174.
@@ -253,7 +253,7 @@ class DDPM(SkipUNet):
 
 @NETWORKS.register("ddpmpp")
 class DDPMpp(SkipUNet):
-    """DDPM++ (Song et al. 2021, Section 4.3): DDPM's U-Net with scaled sums and blocks that resample by averages."""
+    """DDPM++ (Song et al. 2021, Section 4.4): DDPM's U-Net with scaled sums and blocks that resample by averages."""
 
     def _halve(self, channels: int) -> nn.Module:
         return self._block(channels, channels, resample=halve)
@@ -264,7 +264,7 @@ class DDPMpp(SkipUNet):
 
 @NETWORKS.register("ncsnpp")
 class NCSNpp(SkipUNet):
-    """NCSN++ (Song et al. 2021, Section 4.3): DDPM++ with FIR resampling and the input residual."""
+    """NCSN++ (Song et al. 2021, Section 4.4): DDPM++ with FIR resampling and the input residual."""
 
     input_residual = True
 

@@ -11,7 +11,7 @@ Two differences of convention go into the numbers, exactly:
     their VE data are in [0, 1], and the network doubles them; ours in [−1, 1]  noise levels are doubled, label log(σ/2)
 
 References:
-    Song et al. 2021, arXiv:2011.13456, Appendix C (labels) and H; github.com/yang-song/score_sde_pytorch.
+    Y. Song et al., 2021, arXiv:2011.13456, Section 4.4 and Appendix H; github.com/yang-song/score_sde_pytorch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[Tensor], int]:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"{found[1]}, which could run code" if found else "something else than tensors and numbers"
         raise InputError(f"{path}: refused, it holds {what}; only tensors and numbers are read") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes the reader raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable checkpoint of score_sde_pytorch ({reason})") from None
     try:
@@ -87,15 +87,15 @@ class _Description:
             InputError: if it is missing or has another value.
         """
         value = self.get(section, key)
-        expected = " or ".join(map(repr, here)) + ", the only choice here beside the other fields"
-        require(value in here, f"{self.path}: {section}.{key}", value, expected)
+        expected = " or ".join(map(repr, here)) + " beside its other fields"
+        require(value in here, f"{self.path}: {section}.{key}", value, expected, "what else there may be is not here")
         return value
 
     def number(self, section: str, key: str) -> float:
-        """Return a field that must be a positive number.
+        """Return a field that must be a number of at least 0.
 
         Raises:
-            InputError: if it is missing or none.
+            InputError: if it is missing or is none.
         """
         value = self.get(section, key)
         require_float(f"{self.path}: {section}.{key}", value, 0.0)
@@ -158,17 +158,20 @@ def _sde_and_label(described: _Description) -> tuple[dict[str, Any], dict[str, A
 def _config(described: _Description) -> dict[str, Any]:
     """Return our configuration of a described network."""
     sde, label = _sde_and_label(described)
+    levels = int(described.number("model", "num_scales"))
     size = described.get("data", "image_size")
     data = {"shape": (described.get("data", "num_channels"), size, size), "levels": 256}
     if described.get("data", "dataset") == "CIFAR10" and size == 32:
         data["name"] = "cifar10"
+    steps = {"discrete": levels, "reversed": levels - 1}.get(label["name"])
+    times = {"name": "discrete", "discrete": {"num_train_steps": steps}} if steps else {"name": "uniform"}
     return {
         "threads": 0,
         "data": data,
         "network": _network(described),
         "sde": sde,
         "denoiser": {"prediction": "eps", "sigma_data": 0.0, "conditioning": label},
-        "loss": {"times": {"name": "uniform"}, "weighting": {"name": "simple"}},
+        "loss": {"times": times, "weighting": {"name": "simple"}},
     }
 
 
