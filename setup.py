@@ -27,7 +27,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tensorboard>=2.16",
-        "torch>=2.4",
+        "torch>=2.6",
         "torch-fidelity>=0.3",
         "torchsde>=0.2.6",
         "torchvision>=0.19",

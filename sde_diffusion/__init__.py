@@ -4,6 +4,11 @@ A forward SDE gives α(t) and σ(t); a denoiser gives one prediction with four v
 turns a denoiser and a time grid into samples.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sde_diffusion.analytic import Empirical, Gaussian, GaussianMixture, Law
 from sde_diffusion.bounds import VariationalBound, continuous_bound, discrete_bound
 from sde_diffusion.denoisers import Denoiser, Prediction, TimeConditioning
@@ -13,6 +18,9 @@ from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.reverse import forward_posterior
 from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, SubVPSDE
+
+if TYPE_CHECKING:
+    from sde_diffusion.pretrained import load_pretrained
 
 __version__ = "0.1.0"
 
@@ -41,5 +49,13 @@ __all__ = [
     "continuous_bound",
     "discrete_bound",
     "forward_posterior",
+    "load_pretrained",
     "log_likelihood",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # It stands on everything else, samplers too, which themselves import this package: only when it is asked for.
+    if name == "load_pretrained":
+        return import_module("sde_diffusion.pretrained").load_pretrained
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

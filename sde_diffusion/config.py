@@ -17,7 +17,7 @@ import samplers
 from samplers import SAMPLERS, Sampler
 from sde_diffusion.data import DATASETS, Dataset, train_batch
 from sde_diffusion.denoisers import CONDITIONINGS, Denoiser
-from sde_diffusion.errors import InputError, require_int
+from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.files import read_json
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
@@ -53,6 +53,23 @@ def default_config() -> ConfigDict:
     return config
 
 
+def paper_config() -> ConfigDict:
+    """Return what the papers have in common on CIFAR-10: data, loss and training (Song et al. 2021, Appendix H)."""
+    config = default_config()
+    config.threads = 0
+    config.data.name = "cifar10"
+    config.denoiser.prediction = "eps"
+    config.denoiser.conditioning.name = "scaled"
+    config.loss.times.name = "uniform"
+    config.loss.weighting.name = "simple"
+    config.training = ConfigDict(dict(vars(TrainingOptions())))
+    config.training.update(num_steps=1_300_000, warmup_steps=5000, schedule="constant", flip=True)
+    config.training.update(log_every=50, checkpoint_every=10_000)
+    config.sampler.name = "euler_maruyama"
+    config.sampler.euler_maruyama.num_steps = 1000
+    return config
+
+
 get_config = default_config  # what ml_collections looks for in a config file: this file is the default one
 
 
@@ -80,6 +97,38 @@ def build_dataset(config: ConfigDict) -> Dataset:
         fixed["root"] = config.data.root
     dataset: Dataset = _build(DATASETS, config.data, **fixed)
     return dataset
+
+
+def known_shape(config: ConfigDict) -> tuple[int, ...] | None:
+    """Return the shape of an example of ``config.data`` where its name and options tell it; else None."""
+    if config.data.name == "image_folder":
+        options = config.data.image_folder
+        return options.channels, options.image_size, options.image_size
+    return {"cifar10": (3, 32, 32), "fashion_mnist": (1, 28, 28)}.get(config.data.name)
+
+
+def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int | None]:
+    """Return the shape of an example of ``config.data`` and its number of grey levels; reads the data only if it must.
+
+    Raises:
+        InputError: if it must, and there are none.
+    """
+    known = known_shape(config)
+    if known is not None:
+        return known, 256
+    dataset = build_dataset(config)
+    return dataset.shape, dataset.levels
+
+
+def require_data_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Refuse ``config.data`` if it is known to be of another shape than the network's.
+
+    Raises:
+        InputError: names both shapes.
+    """
+    known = known_shape(config)
+    expected = f"data of shape {shape}, as the network was built for, not {known}"
+    require(known in (None, shape), "data.name", config.data.name, expected)
 
 
 def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
@@ -152,16 +201,21 @@ def load_config(path: Path) -> ConfigDict:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(f"{path}: expected the configuration of a run, with keys 'config' and 'provenance'")
     config = default_config()
-    _merge(config, _tuples(content["config"]), path, "")
+    merge(config, content["config"], path)
     return config
 
 
-def _merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str) -> None:
-    for key, value in values.items():
+def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:
+    """Set the keys of a nested dictionary, read from ``path``, in ``config``.
+
+    Raises:
+        InputError: on a key that this version does not know, or a value of another type.
+    """
+    for key, value in _tuples(values).items():
         if key not in config:
             raise InputError(f"{path}: unknown key {prefix + key!r}{hint(key, list(config))} is it of another version?")
         if isinstance(config[key], ConfigDict) and isinstance(value, dict):
-            _merge(config[key], value, path, f"{prefix}{key}.")
+            merge(config[key], value, path, f"{prefix}{key}.")
             continue
         try:
             config[key] = value

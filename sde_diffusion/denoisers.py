@@ -146,13 +146,43 @@ class Discrete(TimeConditioning):
         return (t * self.num_train_steps).round().clamp(1, self.num_train_steps) / self.num_train_steps
 
 
+@CONDITIONINGS.register("reversed")
+@dataclass(frozen=True)
+class Reversed(TimeConditioning):
+    """label = (N − 1)(1 − t), which counts NCSN's noise levels t = i/(N − 1) from the largest; fractional in between.
+
+    The last of them, t = 0, is no time of an SDE here: the smallest level is the one before it.
+    """
+
+    num_train_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        require_int("num_train_steps", self.num_train_steps, 2)
+
+    def label(self, t: Tensor, sde: SDE) -> Tensor:
+        return (self.num_train_steps - 1) * (1.0 - t)
+
+    def round_t(self, t: Tensor) -> Tensor:
+        last = self.num_train_steps - 1
+        return (t * last).round().clamp(1, last) / last
+
+
 @CONDITIONINGS.register("log_sigma")
 @dataclass(frozen=True)
 class LogSigma(TimeConditioning):
-    """label = log σ(t), what the continuous VE networks of score SDE are given."""
+    """label = log(scale·σ(t)), what the continuous VE networks of score SDE are given.
+
+    Theirs have data in [0, 1]. Data in [−1, 1] are twice as large, and so is their noise: the label is then log(σ/2),
+    scale ½.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_float("scale", self.scale, 0.0, open_low=True)
 
     def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return sde.sigma(t).log()
+        return (self.scale * sde.sigma(t)).log()
 
 
 @CONDITIONINGS.register("log_snr")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.denoisers import CONDITIONINGS, PREDICTIONS, Discrete, LogSigma, Prediction, Scaled
+from sde_diffusion.denoisers import CONDITIONINGS, PREDICTIONS, Discrete, LogSigma, Prediction, Reversed, Scaled
 from sde_diffusion.sdes import SDE
 from tests.conftest import time
 
@@ -58,6 +60,15 @@ def test_labels_and_rounding() -> None:
     assert float(discrete.round_t(time(1e-9))) == 0.001
     assert torch.equal(discrete.round_t(t), t)
     assert torch.equal(Scaled().round_t(t), t)
+
+    assert float(LogSigma(0.5).label(time(1.0), sde)) == pytest.approx(math.log(25.0))
+    levels = Reversed(1000)  # σ falls from the first to the last, in equal ratios
+    t = torch.arange(1, 1000, dtype=torch.float64) / 999
+    torch.testing.assert_close(levels.label(t, sde), torch.arange(998.0, -1.0, -1.0, dtype=torch.float64))
+    sigmas = torch.linspace(math.log(50.0), math.log(0.01), 1000, dtype=torch.float64).exp()
+    torch.testing.assert_close(sde.sigma(t), sigmas[levels.label(t, sde).round().long()])
+    torch.testing.assert_close(levels.round_t(t + 4e-4), t)
+    assert float(levels.round_t(time(1e-9))) == pytest.approx(1 / 999)
 
 
 @pytest.mark.parametrize(

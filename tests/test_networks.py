@@ -6,13 +6,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import samplers
+from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import MLP, NETWORKS, UNet
 from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
+from sde_diffusion.networks.layers import fir_blur, fir_double, fir_halve
+from sde_diffusion.networks.skip_unet import ConvDouble, ConvHalve
+from sde_diffusion.sdes import VPSDE
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"shape": (2,), "width": 16, "depth": 2},
     "unet": {"shape": (1, 8, 8), "channels": 8, "num_blocks": 1},
+    # DDPM's 32 groups need two channels each: a group of one forgets its mean, and with it the time.
+    "ddpm": {"shape": (1, 8, 8), "channels": 64, "channel_mults": (1, 1), "num_blocks": 1, "attention": (4,)},
+    "ddpmpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
+    "ncsnpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
 }
 
 LABELS = {
@@ -20,6 +29,11 @@ LABELS = {
     "index": torch.tensor([0.0, 1.0, 500.0, 999.0]),
     "log sigma": torch.tensor([-4.6, -1.0, 0.0, 3.9]),
 }
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def awake(net: nn.Module, std: float = 0.3) -> nn.Module:
@@ -64,7 +78,7 @@ def test_examples_do_not_see_each_other(name: str) -> None:
     net = awake(NETWORKS.build(name, **SMALL[name]))
     x, label = inputs(name), LABELS["999 t"]
     alone = torch.cat([net(x[i : i + 1], label[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5 * alone.detach().abs().max().item())
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())
@@ -137,6 +151,84 @@ def test_parameter_counts_follow_from_the_architecture() -> None:
     assert count(UNet((1, 8, 8), channels=c, num_blocks=1, attention=(4,))) == count(net) + 2 * attention
 
 
+def naive_filter(x: Tensor, before: int, after: int, gain: float = 1.0) -> Tensor:
+    """Correlate each channel with the outer product of (1, 3, 3, 1)/8, zeros before and after, pixel by pixel."""
+    row = gain * torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 8.0
+    padded = torch.zeros(*x.shape[:2], *(n + before + after for n in x.shape[2:]), dtype=x.dtype)
+    padded[:, :, before : before + x.shape[2], before : before + x.shape[3]] = x
+    out = torch.zeros(*x.shape[:2], *(n - 3 for n in padded.shape[2:]), dtype=x.dtype)
+    for i in range(out.shape[2]):
+        for j in range(out.shape[3]):
+            window = padded[:, :, i : i + 4, j : j + 4]
+            out[:, :, i, j] = (window * row[:, None] * row[None, :]).sum(dim=(2, 3))
+    return out
+
+
+def test_fir_resampling_is_the_filter() -> None:
+    x = torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fir_halve(x), naive_filter(x, 1, 1)[:, :, ::2, ::2])
+    torch.testing.assert_close(fir_blur(x), naive_filter(x, 2, 2))
+    spread = torch.zeros(2, 3, 12, 8, dtype=torch.float64)
+    spread[:, :, ::2, ::2] = x
+    torch.testing.assert_close(fir_double(x), naive_filter(spread, 2, 1, gain=2.0))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpmpp", "ncsnpp"])
+def test_checkpointed_activations_change_nothing_but_memory(name: str) -> None:
+    """Outputs and gradients bit for bit, with dropout; and blocks are run again in the backward pass."""
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        net = awake(NETWORKS.build(name, dropout=0.2, checkpoint_activations=again, **SMALL[name])).train()
+        runs = 0
+
+        def count(*_: object) -> None:
+            nonlocal runs
+            runs += 1
+
+        net.get_submodule("middle.0").register_forward_pre_hook(count)
+        torch.manual_seed(3)
+        x = inputs(name).requires_grad_()
+        out = net(x, LABELS["999 t"])
+        out.square().sum().backward()
+        assert runs == 1 + again
+        found.append([out, x.grad, *(p.grad for p in net.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpmpp", "ncsnpp"])
+def test_class_conditioning_reaches_the_network(name: str) -> None:
+    net = awake(NETWORKS.build(name, num_classes=3, **SMALL[name]))
+    denoiser = Denoiser(net, VPSDE())
+    x, t = inputs(name)[:1].expand(4, -1, -1, -1), torch.tensor(0.5)
+    classes = torch.tensor([0, 1, 2, 1])
+    eps = denoiser(x, t, classes=classes).eps
+    torch.testing.assert_close(eps[1], eps[3])
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (eps[i] - eps[j]).abs().max() > 1e-3
+    none = denoiser(x, t).eps  # a code of its own: what classifier-free guidance contrasts with
+    assert all((none[0] - eps[i]).abs().max() > 1e-3 for i in range(3))
+    with pytest.raises(InputError, match=r"classes=.*this network has no classes"):
+        Denoiser(NETWORKS.build(name, **SMALL[name]), VPSDE())(x, t, classes=classes)
+    drawn = samplers.build("ddim", num_steps=2).draw(denoiser, x.shape, seed=0, classes=classes).x
+    assert drawn.shape == x.shape
+
+
+def test_ddpm_resamples_as_published() -> None:
+    """A convolution of stride 2 with zeros below and to the right; nearest neighbours and then a convolution."""
+    net = awake(NETWORKS.build("ddpm", **SMALL["ddpm"]))
+    (shrink,) = [block for block in net.down if isinstance(block, ConvHalve)]
+    (grow,) = [block for block in net.up if isinstance(block, ConvDouble)]
+    x = torch.randn(1, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    kernel, bias = shrink.conv.weight, shrink.conv.bias
+    padded = torch.zeros(1, 64, 9, 9)
+    padded[:, :, :8, :8] = x
+    corner = (padded[0, :, 6:9, 6:9] * kernel).sum(dim=(1, 2, 3)) + bias
+    torch.testing.assert_close(shrink(x, x)[0, :, 3, 3], corner)
+    centre = x[0, :, [0, 0, 1]][:, :, [0, 0, 1]]  # around pixel (1, 1) of the doubled picture
+    torch.testing.assert_close(grow(x, x)[0, :, 1, 1], (centre * grow.conv.weight).sum(dim=(1, 2, 3)) + grow.conv.bias)
+
+
 def test_embeddings_have_the_stated_waves() -> None:
     label = torch.tensor([0.0, 1.0, 999.0])
     waves = Sinusoidal(8)(label)
@@ -167,6 +259,11 @@ def test_embeddings_have_the_stated_waves() -> None:
         ("unet", {"dropout": 1.5}, "dropout=1.5"),
         ("unet", {"embedding": "fourrier"}, "embedding='fourrier': unknown; did you mean 'fourier'"),
         ("unet", {"chanels": 32}, "did you mean 'channels'"),
+        ("ncsnpp", {"shape": (1, 6, 6), "channel_mults": (1, 2, 2)}, "expected sides divisible by 4 for 3 levels"),
+        ("ddpmpp", {"num_classes": -1}, "num_classes=-1"),
+        ("ddpm", {"checkpoint_activations": 1}, "checkpoint_activations=1: expected True or False"),
+        ("ddpm", {"attention": (0,)}, r"attention=\(0,\)"),
+        ("ncsnpp", {"dropout": -0.1}, "dropout=-0.1"),
         ("mlp", {"shape": ()}, r"shape=\(\)"),
         ("mlp", {"shape": 2}, "shape=2"),
         ("mlp", {"width": 2}, "width=2"),

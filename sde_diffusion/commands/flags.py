@@ -89,7 +89,7 @@ def _base_config(values: flags.FlagValues) -> ConfigDict:
     if saved is not None and saved.exists():
         config = load_config(saved)
         if values.config:
-            changed = differences(config, _config_file(values.config))
+            changed = differences(config, config_file(values.config))
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             require(
                 not changed,
@@ -99,10 +99,16 @@ def _base_config(values: flags.FlagValues) -> ConfigDict:
                 f"it differs in {', '.join(changed[:3])}{more}; take another --workdir, or leave --config out",
             )
         return config
-    return _config_file(values.config or default_file.__file__)
+    return config_file(values.config)
 
 
-def _config_file(path: str) -> ConfigDict:
+def config_file(path: str) -> ConfigDict:
+    """Read a configuration file; without a path, the default.
+
+    Raises:
+        InputError: if it is not there, or cannot be read.
+    """
+    path = path or default_file.__file__
     require(Path(path).is_file(), "config", path, "an existing Python file with a function get_config()")
     holder = flags.FlagValues()
     try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "write one page of a run, or of several side by side: curves, samples, likelihood, training",
     "samplers": "print the table of samplers",
     "verify": "certify every sampler and the likelihood on every SDE against closed form",
+    "convert": "make a workdir of another project's checkpoint, for all of the above",
     "tour": "the main job on built-in data: train on digits, score, sweep every sampler, report",
 }
 

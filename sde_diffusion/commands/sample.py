@@ -75,6 +75,7 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
     shape = tuple(data.get("shape", ()))
     if not shape:
         raise InputError(f"{workdir / CONFIG_FILE}: expected data.shape, the shape of one sample")
+    configuration.require_data_shape(config, shape)
     network = configuration.build_network(config, shape)
     step = checkpoints.load_ema(folder, network)
     network = network.to(device).eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from sde_diffusion.networks.layers import NETWORKS
 from sde_diffusion.networks.mlp import MLP
+from sde_diffusion.networks.skip_unet import DDPM, DDPMpp, NCSNpp, SkipUNet
 from sde_diffusion.networks.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "UNet"]
+__all__ = ["DDPM", "MLP", "NETWORKS", "DDPMpp", "NCSNpp", "SkipUNet", "UNet"]

@@ -2,15 +2,18 @@
 
 References:
     J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239, Appendix B.
-    Y. Song et al., 2021, arXiv:2011.13456 (DDPM++: residual sums scaled by 1/√2, min(C/4, 32) groups).
+    Y. Song et al., 2021, arXiv:2011.13456, Appendix H (DDPM++, NCSN++: residual sums scaled by 1/√2, min(C/4, 32)
+    groups, blocks that resample). R. Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019,
+    arXiv:1904.11486 (FIR resampling: smoothing before subsampling).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,6 +36,26 @@ def require_sizes(name: str, sizes: Sequence[int], expected: str, length: int | 
     return tuple(sizes)
 
 
+def require_levels(
+    shape: Sequence[int], channels: int, channel_mults: Sequence[int], num_blocks: int
+) -> tuple[int, int, tuple[int, ...]]:
+    """Check what all U-Nets are given; returns the image's channels and height, and the multiples of the levels.
+
+    Raises:
+        InputError: if one is out of range, or the sides cannot be halved often enough.
+    """
+    image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+    mults = require_sizes("channel_mults", channel_mults, "one whole number of at least 1 for each level")
+    factor = 2 ** (len(mults) - 1)
+    halvable = height % factor == 0 and width % factor == 0
+    expected = f"sides divisible by {factor} for {len(mults)} levels"
+    require(halvable, "shape", tuple(shape), expected, "give fewer channel_mults")
+    require_int("channels", channels, 4)
+    require(channels % 4 == 0, "channels", channels, "a multiple of 4")
+    require_int("num_blocks", num_blocks, 1)
+    return image_channels, height, mults
+
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -51,64 +74,119 @@ def conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Conv2d:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with as many groups as divide the channels, min(channels/4, 32) at most."""
-    require_int("channels", channels, 4)
-    groups = max(g for g in range(1, min(channels // 4, 32) + 1) if channels % g == 0)
+def group_norm(channels: int, group_size: int = 4) -> nn.GroupNorm:
+    """Group normalisation with as many groups as divide the channels, min(channels/group_size, 32) at most."""
+    require_int("channels", channels, group_size)
+    groups = max(g for g in range(1, min(channels // group_size, 32) + 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+def halve(x: Tensor) -> Tensor:
+    """Average over squares of 2×2: (B, C, H, W) → (B, C, H/2, W/2)."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Repeat each pixel over a square of 2×2: (B, C, H, W) → (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _fir(x: Tensor) -> Tensor:
+    """The filter (1, 3, 3, 1)/8 along both sides, for each channel of ``x``: (C, 1, 4, 4).
+
+    Computed on the spot and on the device, so that a network has no constants to copy or to restore.
+    """
+    i = torch.arange(4, device=x.device, dtype=x.dtype)
+    row = (1.0 + i * (3.0 - i)) / 8.0
+    return (row[:, None] * row).expand(x.shape[1], 1, 4, 4)
+
+
+def fir_blur(x: Tensor) -> Tensor:
+    """Filter by (1, 3, 3, 1)/8 along both sides, two zeros around the picture: (B, C, H, W) → (B, C, H+1, W+1)."""
+    return F.conv2d(x, _fir(x), padding=2, groups=x.shape[1])
+
+
+def fir_halve(x: Tensor) -> Tensor:
+    """Filter by (1, 3, 3, 1)/8 along both sides and keep every other pixel: (B, C, H, W) → (B, C, H/2, W/2)."""
+    return F.conv2d(x, _fir(x), stride=2, padding=1, groups=x.shape[1])
+
+
+def fir_double(x: Tensor) -> Tensor:
+    """Put zeros between the pixels and filter by (1, 3, 3, 1)/4 along both sides: (B, C, H, W) → (B, C, 2H, 2W)."""
+    return F.conv_transpose2d(x, 4.0 * _fir(x), stride=2, padding=1, groups=x.shape[1])
+
+
 class Attention(nn.Module):
-    """Self-attention of all pixels, one head, in a residual sum scaled by 1/√2: (B, C, H, W) → (B, C, H, W).
+    """Self-attention of all pixels, one head, in a residual sum: (B, C, H, W) → (B, C, H, W).
 
     The last projection starts at zero.
 
     Args:
-        channels: C, at least 4.
+        channels: C, at least ``group_size``.
+        rescale: whether the sum is scaled by 1/√2.
+        group_size: channels that a group of the normalisation has at least.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rescale: bool = True, group_size: int = 4) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.scale = math.sqrt(0.5) if rescale else 1.0
+        self.norm = group_norm(channels, group_size)
         self.qkv = conv(channels, 3 * channels, kernel=1)
         self.out = zero_init(conv(channels, channels, kernel=1))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, HW, C) each
         attended = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.reshape(x.shape)
-        mixed: Tensor = (x + self.out(attended)) * math.sqrt(0.5)
+        mixed: Tensor = (x + self.out(attended)) * self.scale
         return mixed
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with normalisation and time code in a residual sum scaled by 1/√2, then attention if asked for.
+    """Two convolutions with normalisation and time code in a residual sum, then attention if asked for.
 
         h = conv(SiLU(norm(x))) + dense(code);  h = conv₀(dropout(SiLU(norm(h))));  out = (x + h)/√2
 
-    conv₀ starts at zero. Where the channels change, x passes a 1×1 convolution.
+    conv₀ starts at zero. Where the channels or the size change, x passes a 1×1 convolution.
 
     Args:
         in_channels, out_channels: (B, in, H, W) → (B, out, H, W).
         code_width: size of the time code, (B, code_width).
         dropout: probability of dropping a feature.
         attention: whether :class:`Attention` follows.
+        resample: changes the size of both branches, the residual one before its first convolution.
+        rescale: whether the sums are scaled by 1/√2.
+        group_size: channels that a group of the normalisation has at least.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, code_width: int, dropout: float = 0.0, attention: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        code_width: int,
+        dropout: float = 0.0,
+        attention: bool = False,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        rescale: bool = True,
+        group_size: int = 4,
     ) -> None:
         super().__init__()
-        self.norm_in = group_norm(in_channels)
+        self.resample = resample
+        self.scale = math.sqrt(0.5) if rescale else 1.0
+        self.norm_in = group_norm(in_channels, group_size)
         self.conv_in = conv(in_channels, out_channels)
         self.code = nn.Linear(code_width, out_channels)
-        self.norm_out = group_norm(out_channels)
+        self.norm_out = group_norm(out_channels, group_size)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero_init(conv(out_channels, out_channels))
-        self.skip = conv(in_channels, out_channels, kernel=1) if in_channels != out_channels else nn.Identity()
-        self.attention = Attention(out_channels) if attention else nn.Identity()
+        changed = in_channels != out_channels or resample is not None
+        self.skip = conv(in_channels, out_channels, kernel=1) if changed else nn.Identity()
+        self.attention = Attention(out_channels, rescale, group_size) if attention else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        h = self.conv_in(F.silu(self.norm_in(x))) + self.code(code)[:, :, None, None]
+        h = F.silu(self.norm_in(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv_in(h) + self.code(code)[:, :, None, None]
         h = self.conv_out(self.dropout(F.silu(self.norm_out(h))))
-        out: Tensor = self.attention((self.skip(x) + h) * math.sqrt(0.5))
+        out: Tensor = self.attention((self.skip(x) + h) * self.scale)
         return out

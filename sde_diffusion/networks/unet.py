@@ -18,9 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.errors import require_float
 from sde_diffusion.networks.embeddings import TimeEmbedding
-from sde_diffusion.networks.layers import NETWORKS, ResBlock, conv, group_norm, require_sizes, zero_init
+from sde_diffusion.networks.layers import (
+    NETWORKS,
+    ResBlock,
+    conv,
+    double,
+    group_norm,
+    halve,
+    require_levels,
+    require_sizes,
+    zero_init,
+)
 
 
 @NETWORKS.register("unet")
@@ -51,15 +61,7 @@ class UNet(nn.Module):
         embedding: str = "sinusoidal",
     ) -> None:
         super().__init__()
-        image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
-        mults = require_sizes("channel_mults", channel_mults, "one whole number of at least 1 for each level")
-        factor = 2 ** (len(mults) - 1)
-        halvable = height % factor == 0 and width % factor == 0
-        expected = f"sides divisible by {factor} for {len(mults)} levels"
-        require(halvable, "shape", tuple(shape), expected, "give fewer channel_mults")
-        require_int("channels", channels, 4)
-        require(channels % 4 == 0, "channels", channels, "a multiple of 4")
-        require_int("num_blocks", num_blocks, 1)
+        image_channels, height, mults = require_levels(shape, channels, channel_mults, num_blocks)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
         require_float("dropout", dropout, 0.0, 1.0)
 
@@ -88,14 +90,14 @@ class UNet(nn.Module):
         skips = []
         for i, block in enumerate(self.down):
             if i > 0 and i % self.num_blocks == 0:
-                h = F.avg_pool2d(h, 2)
+                h = halve(h)
             h = block(h, code)
             skips.append(h)
         for block in self.middle:
             h = block(h, code)
         for i, block in enumerate(self.up):
             if i > 0 and i % self.num_blocks == 0:
-                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = double(h)
             h = block(torch.cat([h, skips.pop()], dim=1), code)
         out: Tensor = self.head(F.silu(self.norm(h)))
         return out

@@ -126,7 +126,12 @@ def _state(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load weights that were read from ``path``.
+
+    Raises:
+        InputError: on missing or unexpected names and on other shapes; names them.
+    """
     own = network.state_dict()
     problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
     problems += [
@@ -147,8 +152,18 @@ def load_ema(folder: Path, network: nn.Module) -> int:
         InputError: on a truncated or foreign checkpoint, or one that does not fit the network.
     """
     content = _state(folder)
-    _fill(network, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
+    fill(network, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
     return int(content["step"])
+
+
+def weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Return the averaged weights of a checkpoint, those in training, and its step.
+
+    Raises:
+        InputError: on a truncated or foreign checkpoint.
+    """
+    content = _state(folder)
+    return _read(folder / "ema.safetensors"), _read(folder / "network.safetensors"), int(content["step"])
 
 
 def digest(folder: Path) -> str:
@@ -163,8 +178,8 @@ def restore(folder: Path, state: TrainingState) -> None:
         InputError: as for :func:`load_ema`; nothing has been changed on disk.
     """
     content = _state(folder)
-    _fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
-    _fill(state.ema, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
+    fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
+    fill(state.ema, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in _read(folder / "optimizer.safetensors").items():

@@ -1,0 +1,14 @@
+"""DDPM++ deep on CIFAR-10 with the sub-VP SDE, continuous times; 106.6 million parameters."""
+
+from ml_collections import ConfigDict
+
+from sde_diffusion.config import paper_config
+
+
+def get_config() -> ConfigDict:
+    config = paper_config()
+    config.sde.name = "subvp"
+    config.network.name = "ddpmpp"
+    config.network.ddpmpp.num_blocks = 8
+    config.training.num_steps = 950_000
+    return config

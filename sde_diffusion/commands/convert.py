@@ -1,0 +1,46 @@
+"""``sde-diffusion convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from sde_diffusion import config as configuration
+from sde_diffusion.commands.flags import CONFIG_FILE, require_workdir, say
+from sde_diffusion.errors import require
+from sde_diffusion.files import provenance, write_json
+from sde_diffusion.pretrained import read_source
+from sde_diffusion.training import checkpoints
+from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.loop import make_optimizer
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("source", "", "The checkpoint: a file or a folder.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder to make of it.", flag_values=values)
+    flags.DEFINE_boolean("quiet", False, "Print nothing.", flag_values=values)
+
+
+def run(values: flags.FlagValues, config: ConfigDict) -> None:
+    """Make a workdir with the configuration and the weights of a checkpoint."""
+    workdir = require_workdir(values)
+    require(bool(values.source), "source", values.source, "a checkpoint", "give --source=FILE or --source=FOLDER")
+    free = not (workdir / CONFIG_FILE).exists() and not checkpoints.existing(workdir)
+    require(free, "workdir", str(workdir), "a new folder", "it holds a run already")
+    source = read_source(Path(values.source), config, describes=bool(values.config))
+    network, ema = source.network(averaged=False), source.network()
+    optimizer = make_optimizer(network, configuration.build_training(source.config))
+    step = source.pretrained.step
+    facts = provenance(seed=source.config.seed, source=source.pretrained.source)
+    checkpoints.save(workdir, TrainingState(network, ema, optimizer, step, ema_updates=step), keep=1, facts=facts)
+    data = {"shape": list(source.shape), "levels": source.levels}
+    write_json(workdir / CONFIG_FILE, {"config": source.config.to_dict(), "data": data, "provenance": facts})
+    size = sum(p.numel() for p in network.parameters())
+    say(
+        f"{source.config.network.name}: {size:,} parameters, data {'×'.join(map(str, source.shape))}, step {step}\n"
+        f"wrote {workdir}; next: sde-diffusion sample --workdir={workdir}",
+        values.quiet,
+    )

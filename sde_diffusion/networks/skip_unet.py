@@ -1,0 +1,275 @@
+"""The networks of the papers: DDPM's U-Net, and DDPM++ and NCSN++ that grew out of it.
+
+All three hand every feature map of the way down to the way up, which has therefore one block more on each level:
+
+    down   stem, then a level: ``num_blocks`` blocks (with attention at chosen sizes), then half the size
+    middle a block with attention, a block
+    up     a level: ``num_blocks`` + 1 blocks, each meeting a map from the way down, attention after the last, then
+           twice the size
+
+    name     residual sums   groups            resampling                 input
+    ddpm     plain           32                strided convolution        at the top
+    ddpmpp   scaled by 1/√2  min(C/4, 32)      in a block, plain average  at the top
+    ncsnpp   scaled by 1/√2  min(C/4, 32)      in a block, FIR            added again on every level, filtered
+
+On CIFAR-10 DDPM's has two blocks a level, the others four, or eight where they are called deep.
+
+References:
+    J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239, Appendix B.
+    Y. Song et al., 2021, arXiv:2011.13456, Section 4.4 and Appendix H. Residual blocks that resample: A. Brock, J.
+    Donahue, K. Simonyan, "Large Scale GAN Training", 2019, arXiv:1809.11096. FIR and the input residual: T. Karras et
+    al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, arXiv:1912.04958, Section 4.1.
+    Checkpointed activations: T. Chen et al., 2016, arXiv:1604.06174.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.networks.embeddings import TimeEmbedding
+from sde_diffusion.networks.layers import (
+    NETWORKS,
+    ResBlock,
+    conv,
+    double,
+    fir_blur,
+    fir_double,
+    fir_halve,
+    group_norm,
+    halve,
+    require_levels,
+    require_sizes,
+    zero_init,
+)
+
+
+class ConvHalve(nn.Module):
+    """DDPM's way down: a convolution of stride 2, zeros below and to the right: (B, C, H, W) → (B, C, H/2, W/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+        self.conv.stride, self.conv.padding = (2, 2), (0, 0)
+
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(h, (0, 1, 0, 1)))
+        return out
+
+
+class ConvDouble(nn.Module):
+    """DDPM's way up: repeat the pixels, then a convolution: (B, C, H, W) → (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        out: Tensor = self.conv(double(h))
+        return out
+
+
+class FIRConvHalve(nn.Module):
+    """The input residual's way down: filter, then a convolution of stride 2: (B, in, H, W) → (B, out, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = conv(in_channels, out_channels)
+        self.conv.stride, self.conv.padding = (2, 2), (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(fir_blur(x))
+        return out
+
+
+class SkipUNet(nn.Module, ABC):
+    """What the three networks share: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
+
+    A class-conditional network also takes ``classes`` (B,), whole numbers from 0; without them it is unconditional.
+
+    Args:
+        shape: (C, H, W) of one image; H and W are halved once per level after the first.
+        channels: features at full size, a multiple of 4.
+        channel_mults: features of each level in units of ``channels``; as many entries as levels.
+        num_blocks: residual blocks of each level on the way down; one more on the way up.
+        attention: heights at which there is attention; the middle always has it, heights not met are ignored.
+        dropout: probability of dropping a feature inside a block.
+        embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
+        num_classes: number of classes of a class-conditional network, else 0.
+        checkpoint_activations: compute the insides of blocks again in the backward pass instead of keeping them, which
+            trades time for memory; outputs and gradients stay the same.
+
+    Raises:
+        InputError: if an option is out of range or the sides cannot be halved often enough.
+    """
+
+    rescale: ClassVar[bool] = True
+    group_size: ClassVar[int] = 4
+    input_residual: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int = 128,
+        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        num_blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        embedding: str = "sinusoidal",
+        num_classes: int = 0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        image_channels, height, mults = require_levels(shape, channels, channel_mults, num_blocks)
+        sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
+        require_float("dropout", dropout, 0.0, 1.0)
+        require_int("num_classes", num_classes, 0)
+        ok = isinstance(checkpoint_activations, bool)
+        require(ok, "checkpoint_activations", checkpoint_activations, "True or False")
+
+        self.num_blocks, self.num_classes = num_blocks, num_classes
+        self.checkpoint_activations = checkpoint_activations
+        self.code_width, self.dropout = 4 * channels, dropout
+        # As in the papers, both sines and cosines of ``channels`` random frequencies, but half as many of fixed ones.
+        waves = 2 * channels if embedding == "fourier" else channels
+        self.time = TimeEmbedding(embedding, waves, self.code_width)
+        if num_classes:
+            self.classes = nn.Embedding(num_classes + 1, self.code_width)  # the last stands for "no class"
+        self.stem = conv(image_channels, channels)
+
+        levels = [(channels * mult, height // 2**depth in sizes) for depth, mult in enumerate(mults)]
+        down: list[nn.Module] = []
+        inputs: list[nn.Module] = []
+        below, skips, seen = channels, [channels], image_channels
+        for depth, (out, attend) in enumerate(levels):
+            if depth:
+                down.append(self._halve(below))
+                skips.append(below)
+                if self.input_residual:
+                    inputs.append(FIRConvHalve(seen, below))
+                    seen = below
+            for _ in range(num_blocks):
+                down.append(self._block(below, out, attend))
+                skips.append(out)
+                below = out
+        middle = [self._block(below, below, attend) for attend in (True, False)]
+        up: list[nn.Module] = []
+        for depth, (out, attend) in reversed(list(enumerate(levels))):
+            for i in range(num_blocks + 1):
+                up.append(self._block(below + skips.pop(), out, attend and i == num_blocks))
+                below = out
+            if depth:
+                up.append(self._double(below))
+        self.down, self.inputs = nn.ModuleList(down), nn.ModuleList(inputs)
+        self.middle, self.up = nn.ModuleList(middle), nn.ModuleList(up)
+        self.norm = group_norm(below, self.group_size)
+        self.head = zero_init(conv(below, image_channels))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def _block(
+        self,
+        in_channels: int,
+        out_channels: int,
+        attention: bool = False,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> nn.Module:
+        return ResBlock(
+            in_channels,
+            out_channels,
+            self.code_width,
+            self.dropout,
+            attention,
+            resample=resample,
+            rescale=self.rescale,
+            group_size=self.group_size,
+        )
+
+    @abstractmethod
+    def _halve(self, channels: int) -> nn.Module:
+        """Make what leads down to the next level, called as a block."""
+
+    @abstractmethod
+    def _double(self, channels: int) -> nn.Module:
+        """Make what leads up to the next level, called as a block."""
+
+    def _code(self, label: Tensor, classes: Tensor | None) -> Tensor:
+        code: Tensor = self.time(label)
+        if self.num_classes:
+            none = label.new_full(label.shape, self.num_classes, dtype=torch.long)
+            return cast(Tensor, code + self.classes(none if classes is None else classes))
+        require(classes is None, "classes", classes, "none: this network has no classes", "build it with num_classes=…")
+        return code
+
+    def _run(self, block: nn.Module, h: Tensor, code: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, h, code, use_reentrant=False))
+        return cast(Tensor, block(h, code))
+
+    def adds_input(self, i: int) -> bool:
+        """Return whether the input is added after block ``i`` of the way down: the one that leads to the next level."""
+        return self.input_residual and i % (self.num_blocks + 1) == self.num_blocks
+
+    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
+        code = self._code(label, classes)
+        h = self.stem(x)
+        skips, inputs = [h], iter(self.inputs)
+        for i, block in enumerate(self.down):
+            h = self._run(block, h, code)
+            if self.adds_input(i):
+                h = x = (next(inputs)(x) + h) * math.sqrt(0.5)
+            skips.append(h)
+        for block in self.middle:
+            h = self._run(block, h, code)
+        for i, block in enumerate(self.up):
+            joins = i % (self.num_blocks + 2) <= self.num_blocks  # the others double the size
+            h = self._run(block, torch.cat([h, skips.pop()], dim=1) if joins else h, code)
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out
+
+
+@NETWORKS.register("ddpm")
+class DDPM(SkipUNet):
+    """DDPM's U-Net (Ho et al. 2020): plain sums, 32 groups, and convolutions between the levels."""
+
+    rescale, group_size = False, 1
+
+    def _halve(self, channels: int) -> nn.Module:
+        return ConvHalve(channels)
+
+    def _double(self, channels: int) -> nn.Module:
+        return ConvDouble(channels)
+
+
+@NETWORKS.register("ddpmpp")
+class DDPMpp(SkipUNet):
+    """DDPM++ (Song et al. 2021, Section 4.4): DDPM's U-Net with scaled sums and blocks that resample by averages."""
+
+    def _halve(self, channels: int) -> nn.Module:
+        return self._block(channels, channels, resample=halve)
+
+    def _double(self, channels: int) -> nn.Module:
+        return self._block(channels, channels, resample=double)
+
+
+@NETWORKS.register("ncsnpp")
+class NCSNpp(SkipUNet):
+    """NCSN++ (Song et al. 2021, Section 4.4): DDPM++ with FIR resampling and the input residual."""
+
+    input_residual = True
+
+    def _halve(self, channels: int) -> nn.Module:
+        return self._block(channels, channels, resample=fir_halve)
+
+    def _double(self, channels: int) -> nn.Module:
+        return self._block(channels, channels, resample=fir_double)
