@@ -149,10 +149,19 @@ class Discrete(TimeConditioning):
 @CONDITIONINGS.register("log_sigma")
 @dataclass(frozen=True)
 class LogSigma(TimeConditioning):
-    """label = log σ(t), what the continuous VE networks of score SDE are given."""
+    """label = log(σ(t)/unit), what the continuous VE networks of score SDE are given.
+
+    Args:
+        unit: the σ that the network calls 1; 2 for one that was trained on pictures in [0, 1] and now sees [−1, 1].
+    """
+
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_float("unit", self.unit, 0.0, open_low=True)
 
     def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return sde.sigma(t).log()
+        return (sde.sigma(t) / self.unit).log()
 
 
 @CONDITIONINGS.register("log_snr")

@@ -13,6 +13,7 @@ from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"shape": (2,), "width": 16, "depth": 2},
     "unet": {"shape": (1, 8, 8), "channels": 8, "num_blocks": 1},
+    "unet2d": {"shape": (1, 8, 8), "widths": (8, 16), "num_blocks": 1, "groups": 4},
 }
 
 LABELS = {

@@ -3,5 +3,6 @@
 from sde_diffusion.networks.layers import NETWORKS
 from sde_diffusion.networks.mlp import MLP
 from sde_diffusion.networks.unet import UNet
+from sde_diffusion.networks.unet2d import UNet2D
 
-__all__ = ["MLP", "NETWORKS", "UNet"]
+__all__ = ["MLP", "NETWORKS", "UNet", "UNet2D"]
