@@ -5,8 +5,8 @@
 A folder with the model alone is read too, with ``scheduler_config.json`` in it or ``scheduler/`` in or beside it.
 
 Their index j = 0 … N − 1 is our t = (j + 1)/N on the exact chain, which is told N t − 1 (``conditioning="discrete"``).
-Pictures of DDPM's schedulers are in [−1, 1] like ours. Those of the VE scheduler are in [0, 1]: on x′ = 2x − 1, where we
-work, σ′ = 2σ. Its networks return h/σ, the score, so that h = −ε.
+Pictures of DDPM's schedulers are in [−1, 1] like ours. Those of the VE scheduler are in [0, 1]: on x′ = 2x − 1, where
+we work, σ′ = 2σ. Its networks return h/σ, the score, so that h = −ε.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import read_json, sha256
 from sde_diffusion.networks import NETWORKS
-from sde_diffusion.registry import hint
+from sde_diffusion.registry import Registry, hint
 from sde_diffusion.sdes import SDES
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 
@@ -154,9 +154,17 @@ def _refuse(path: Path, key: str, value: Any, reason: str) -> InputError:
     return InputError(f"{path}: {key}={value!r}: {reason}")
 
 
+def _build(path: Path, registry: Registry[Any], name: str, **options: Any) -> Any:
+    """Make an entry of a registry from what a file says."""
+    try:
+        return registry.build(name, **options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def _require_known(path: Path, key: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
-        near = hint(value, list(known)) if isinstance(value, str) else ";"
+        near = hint(value, [k for k in known if k]) if isinstance(value, str) else ";"
         raise _refuse(path, key, value, f"not supported{near} supported: {', '.join(map(str, known))}")
 
 
@@ -260,10 +268,9 @@ def _diffusion(path: Path, scheduler: dict[str, Any], fourier: bool) -> dict[str
     name = scheduler.get("_class_name")
     _require_known(path, "_class_name", name, [*CHAINS, VE])
     if fourier is not (name == VE):
-        told = "σ, as time_embedding_type='fourier' needs it" if fourier else "the index, as 'positional' needs it"
-        raise _refuse(
-            path, "_class_name", name, f"not supported with this model; expected a scheduler that tells {told}"
-        )
+        kind, told = ("fourier", "σ") if fourier else ("positional", "the index")
+        reason = f"not supported with time_embedding_type={kind!r}, which has to be told {told}"
+        raise _refuse(path, "_class_name", name, reason)
     if name == VE:
         ends = {"sigma_min": scheduler.get("sigma_min", 0.01), "sigma_max": scheduler.get("sigma_max", 1348.0)}
         for key, value in ends.items():
@@ -276,7 +283,7 @@ def _diffusion(path: Path, scheduler: dict[str, Any], fourier: bool) -> dict[str
     prediction = scheduler.get("prediction_type", "epsilon")
     _require_known(path, "prediction_type", prediction, list(PREDICTIONS))
     chain = _chain(path, scheduler)
-    SDES.build("ddpm", **chain)
+    _build(path, SDES, "ddpm", **chain)
     discrete = {"num_train_steps": len(chain["betas"]) if "betas" in chain else chain["num_train_steps"]}
     conditioning = {"name": "discrete", "discrete": discrete}
     variance = "beta" if str(scheduler.get("variance_type")).startswith("fixed_large") else "posterior"
@@ -411,14 +418,11 @@ class DiffusersFolder(Loader):
         scheduler = _read_config(schedule, "the configuration of a scheduler")
         shape = _shape(folder / "config.json", model, config)
         options = _options(folder / "config.json", model)
-        try:
-            diffusion = _diffusion(schedule, scheduler, options["embedding"] == "fourier")
-            ve = diffusion["sde"]["name"] == "ve"
-            options["input_scale"], options["input_shift"] = INPUT[ve, model["center_input_sample"]]
-            with torch.device("meta"):
-                network = NETWORKS.build("unet2d", shape=shape, **options)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+        diffusion = _diffusion(schedule, scheduler, options["embedding"] == "fourier")
+        ve = diffusion["sde"]["name"] == "ve"
+        options["input_scale"], options["input_shift"] = INPUT[ve, model["center_input_sample"]]
+        with torch.device("meta"):
+            network: nn.Module = _build(folder / "config.json", NETWORKS, "unet2d", shape=shape, **options)
         weights = _translate(folder / WEIGHTS, _read_weights(folder / WEIGHTS), network.state_dict(), options)
         _adapt(weights, model["flip_sin_to_cos"], ve)
         network.load_state_dict(weights, assign=True)
