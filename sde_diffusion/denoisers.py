@@ -149,19 +149,19 @@ class Discrete(TimeConditioning):
 @CONDITIONINGS.register("log_sigma")
 @dataclass(frozen=True)
 class LogSigma(TimeConditioning):
-    """label = log(σ(t)/unit), what the continuous VE networks of score SDE are given.
+    """label = log(scale·σ(t)), what the continuous VE networks of score SDE are given.
 
-    Args:
-        unit: the σ that the network calls 1; 2 for one that was trained on pictures in [0, 1] and now sees [−1, 1].
+    Theirs have data in [0, 1]. Data in [−1, 1] are twice as large, and so is their noise: the label is then log(σ/2),
+    scale ½.
     """
 
-    unit: float = 1.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_float("unit", self.unit, 0.0, open_low=True)
+        require_float("scale", self.scale, 0.0, open_low=True)
 
     def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return (sde.sigma(t) / self.unit).log()
+        return (self.scale * sde.sigma(t)).log()
 
 
 @CONDITIONINGS.register("log_snr")

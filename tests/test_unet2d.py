@@ -19,8 +19,9 @@ from torch import Tensor, nn
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
 from sde_diffusion.errors import InputError
+from sde_diffusion.files import write_json
 from sde_diffusion.networks import NETWORKS, UNet2D
-from sde_diffusion.networks.unet2d import fir_down, fir_up
+from sde_diffusion.networks.unet2d import fir_double, fir_halve
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 from sde_diffusion.training.loaders.diffusers_folder import CHAINS, MODEL, WEIGHTS
 
@@ -47,32 +48,36 @@ FIR: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "attention everywhere": {"down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2},
-    "attention nowhere": {
-        "down_block_types": ("DownBlock2D",) * 2,
-        "up_block_types": ("UpBlock2D",) * 2,
+    "attention nowhere, DDPM's embedding": {
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
         "add_attention": False,
+        "downsample_padding": 0,
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
     },
-    "attention on one way": {
-        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D",) * 2,
+    "attention on one way, no middle": {
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "mid_block_type": None,
+        "time_embedding_dim": 24,
+        "act_fn": "relu",
     },
-    "padding 0, DDPM's embedding": {"downsample_padding": 0, "freq_shift": 1, "flip_sin_to_cos": False},
-    "resampled in blocks": {
+    "resampled in blocks, classes": {
         "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
+        "num_class_embeds": 5,
+        "act_fn": "mish",
     },
     "resampled in blocks that attend": {
-        "down_block_types": ("AttnDownBlock2D",) * 2,
-        "up_block_types": ("AttnUpBlock2D",) * 2,
+        "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
         "downsample_type": "resnet",
         "upsample_type": "resnet",
         "resnet_time_scale_shift": "scale_shift",
     },
     "scale and shift, middle normalised": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
-    "one head": {"attention_head_dim": None, "dropout": 0.3, "act_fn": "gelu"},
-    "heads that leave channels over": {"attention_head_dim": 5, "act_fn": "mish", "mid_block_scale_factor": 1.7},
-    "no middle": {"mid_block_type": None, "time_embedding_dim": 24, "act_fn": "relu"},
+    "one head, centred": {"attention_head_dim": None, "dropout": 0.3, "act_fn": "gelu", "center_input_sample": True},
+    "heads that leave channels over": {"attention_head_dim": 5, "mid_block_scale_factor": 1.7},
     "three levels": {
         "block_out_channels": (8, 16, 12),
         "layers_per_block": 2,
@@ -87,10 +92,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "down_block_types": ("AttnDownBlock2D",),
         "up_block_types": ("UpBlock2D",),
     },
-    "classes": {"num_class_embeds": 5, "act_fn": "mish"},
-    "centred": {"center_input_sample": True},
     "FIR": FIR,
-    "FIR, three levels": {
+    "FIR, three levels, centred": {
         **FIR,
         "block_out_channels": (32, 64, 32),
         "layers_per_block": 2,
@@ -106,8 +109,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "FIR up, plain down": {**FIR, "down_block_types": ("AttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 8},
 }
-TOLD_SIGMA = ("plain", "scale and shift, middle normalised", "classes", "centred", "FIR", "FIR, three levels")
-BOTH = [*((name, "positional") for name in MODELS), *((name, "fourier") for name in TOLD_SIGMA)]
+TOLD_SIGMA = ("resampled in blocks, classes", "one head, centred", "FIR", "FIR, three levels, centred")
+GRID = [*((name, "positional") for name in MODELS), *((name, "fourier") for name in TOLD_SIGMA)]
 
 
 def random_model(**options: Any) -> nn.Module:
@@ -130,19 +133,18 @@ def saved(path: Path, model: nn.Module, scheduler: Any = None, **options: Any) -
     return path
 
 
-def load(path: Path, **options: Any) -> Pretrained:
-    assert LOADERS.names() == ["diffusers"]
+def load(path: Path, config: dict[str, Any] | None = None) -> Pretrained:
     loader = LOADERS.build("diffusers")
     assert loader.recognises(path)
-    return loader.load(path, **options)
+    return loader.load(path, config)
 
 
-def built(pretrained: Pretrained) -> tuple[ConfigDict, sd.Denoiser]:
-    """The run's configuration and denoiser, by the way that every command takes."""
-    found = json.loads(json.dumps(pretrained.config))
-    shape = tuple(found.pop("data")["shape"])
-    config = configuration.default_config()
-    configuration._merge(config, configuration._tuples(found), Path("found"), "")
+def built(pretrained: Pretrained, folder: Path) -> tuple[ConfigDict, sd.Denoiser]:
+    """The run's configuration and denoiser, through the file that commands read."""
+    values = dict(pretrained.config)
+    shape = values.pop("data")["shape"]
+    write_json(folder / "run.json", {"config": values})
+    config = configuration.load_config(folder / "run.json")
     network = configuration.build_network(config, shape)
     network.load_state_dict(pretrained.weights)
     return config, configuration.build_denoiser(config, network.eval().requires_grad_(False))
@@ -159,7 +161,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize(("name", "embedding"), BOTH)
+@pytest.mark.parametrize(("name", "embedding"), GRID)
 def test_same_weights_same_eps(name: str, embedding: str, tmp_path: Path) -> None:
     """In fp32 to what the loader promises, by its own check, and to rounding in float64 through the run's denoiser.
 
@@ -169,7 +171,7 @@ def test_same_weights_same_eps(name: str, embedding: str, tmp_path: Path) -> Non
     model = random_model(**MODELS[name], time_embedding_type=embedding)
     pretrained = load(saved(tmp_path, model))
     assert pretrained.source["difference"] <= 1e-5
-    _, denoiser = built(pretrained)
+    _, denoiser = built(pretrained, tmp_path)
     denoiser.net.double()
     model.double()
     x = pictures(model).double()
@@ -229,7 +231,7 @@ def test_ancestral_sampling_is_theirs(name: str, tmp_path: Path, monkeypatch: py
     steps = len(SCHEDULERS[name].get("trained_betas", range(6)))
     scheduler = diffusers.DDPMScheduler(steps, **schedule, **SCHEDULERS[name], clip_sample=False)
     model = random_model()
-    config, denoiser = built(load(saved(tmp_path, model, scheduler)))
+    config, denoiser = built(load(saved(tmp_path, model, scheduler)), tmp_path)
     index = torch.arange(steps)
     times = (index.double() + 1.0) / steps
     theirs = torch.cumprod(1.0 - scheduler.betas.double(), dim=0)
@@ -257,7 +259,7 @@ def test_ancestral_sampling_is_theirs(name: str, tmp_path: Path, monkeypatch: py
 
 def test_a_loaded_run_draws_at_any_number_of_steps(tmp_path: Path) -> None:
     for name in ("positional", "fourier"):
-        config, denoiser = built(load(saved(tmp_path / name, random_model(time_embedding_type=name))))
+        config, denoiser = built(load(saved(tmp_path / name, random_model(time_embedding_type=name))), tmp_path)
         for sampler in ("ddim", "heun", "pc"):
             x = configuration.build_sampler(config, sampler, num_steps=3).draw(denoiser, (2, 3, 8, 8), seed=0).x
             assert x.isfinite().all()
@@ -377,8 +379,8 @@ def test_filters_are_one_three_three_one() -> None:
     kernel = torch.outer(side, side).expand(3, 1, 4, 4)
     down = torch.nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=3)
     up = torch.nn.functional.conv_transpose2d(x, 4.0 * kernel, stride=2, padding=1, groups=3)
-    torch.testing.assert_close(fir_down(x), down)
-    torch.testing.assert_close(fir_up(x), up)
+    torch.testing.assert_close(fir_halve(x), down)
+    torch.testing.assert_close(fir_double(x), up)
 
 
 def test_one_graph_in_channels_last_and_bfloat16() -> None:

@@ -72,7 +72,7 @@ class GaussianFourier(nn.Module):
         self.register_buffer("frequencies", torch.randn(features // 2) * scale)
 
     def forward(self, label: Tensor) -> Tensor:
-        angle = label[:, None] * self.frequencies * (2.0 * math.pi)
+        angle = label[:, None] * self.frequencies * (2.0 * math.pi)  # in this order: angles of 1000 feel the rounding
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 

@@ -30,24 +30,24 @@ MIDDLES = ("attention", "plain", "none")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
 
 
-def average_down(x: Tensor) -> Tensor:
+def halve(x: Tensor) -> Tensor:
     """Halve the sides by averages of 2×2."""
     return F.avg_pool2d(x, 2)
 
 
-def nearest_up(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
     """Double the sides by repetition."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def fir_down(x: Tensor) -> Tensor:
+def fir_halve(x: Tensor) -> Tensor:
     """Filter with (1, 3, 3, 1)/8 along both sides, zeros outside, and keep every second: (1, 1)/2 three times."""
     return F.avg_pool2d(F.avg_pool2d(F.avg_pool2d(x, 2, stride=1, padding=1), 2, stride=1), 2)
 
 
-def fir_up(x: Tensor) -> Tensor:
+def fir_double(x: Tensor) -> Tensor:
     """Put zeros between the pixels and filter with (1, 3, 3, 1)/4 along both sides: repeat, then (1, 2, 1)/4."""
-    return F.avg_pool2d(F.avg_pool2d(nearest_up(x), 2, stride=1, padding=1), 2, stride=1)
+    return F.avg_pool2d(F.avg_pool2d(double(x), 2, stride=1, padding=1), 2, stride=1)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class ConvUp(nn.Module):
         self.conv = conv(channels, channels)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        out: Tensor = self.conv(nearest_up(x))
+        out: Tensor = self.conv(double(x))
         return out
 
 
@@ -227,7 +227,7 @@ class Down(nn.Module):
         if not last and resample == "conv":
             self.resample = ConvDown(out_channels, padding)
         elif not last:
-            self.resample = Block(out_channels, out_channels, style, fir_down if fir else average_down, project=fir)
+            self.resample = Block(out_channels, out_channels, style, fir_halve if fir else halve, project=fir)
 
     def forward(self, h: Tensor, code: Tensor, picture: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return the features, all states that the way up meets, and the picture at the new size."""
@@ -238,7 +238,7 @@ class Down(nn.Module):
         if self.resample is not None:
             h = self.resample(h, code)
             if self.from_picture is not None:
-                picture = fir_down(picture)
+                picture = fir_halve(picture)
                 h = self.from_picture(picture) + h
             states.append(h)
         return h, states, picture
@@ -286,7 +286,7 @@ class Up(nn.Module):
         if not last and resample == "conv":
             self.resample = ConvUp(out_channels)
         elif not last:
-            self.resample = Block(out_channels, out_channels, style, fir_up if fir else nearest_up, project=fir)
+            self.resample = Block(out_channels, out_channels, style, fir_double if fir else double, project=fir)
 
     def forward(
         self, h: Tensor, code: Tensor, states: list[Tensor], picture: Tensor | None
@@ -294,7 +294,7 @@ class Up(nn.Module):
         """Return the features and the picture so far; takes the last of ``states`` away."""
         for block, attention in zip(self.blocks, self.attention, strict=True):
             h = attention(block(torch.cat([h, states.pop()], dim=1), code))
-        picture = None if picture is None else fir_up(picture)
+        picture = None if picture is None else fir_double(picture)
         if self.picture_norm is not None and self.to_picture is not None:
             seen = self.to_picture(F.silu(self.picture_norm(h)))
             picture = seen if picture is None else picture + seen

@@ -1,6 +1,6 @@
-"""Loaders of other projects' weights, by name."""
+"""Trained weights of other projects, and our own: each file reads one kind and registers itself."""
 
+from sde_diffusion.training.loaders import diffusers_folder  # noqa: F401  (each registers itself)
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
-from sde_diffusion.training.loaders.diffusers_folder import DiffusersFolder
 
-__all__ = ["LOADERS", "DiffusersFolder", "Loader", "Pretrained"]
+__all__ = ["LOADERS", "Loader", "Pretrained"]

@@ -1,9 +1,12 @@
-"""What a loader of another project's weights hands over: our configuration and weights by our network's names."""
+"""What a loader of trained weights is: it recognises a file or folder, and brings it into our words.
+
+Weights are data, never code: a loader reads tensors, numbers and text, and refuses the rest.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +19,40 @@ LOADERS: Registry[Loader] = Registry("loader")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Another project's checkpoint in our words.
+    """A trained network in our words.
 
     Attributes:
-        config: the keys of our configuration that differ from the default, nested; ``data`` has the ``shape`` of one
-            example and the number of grey ``levels``.
-        weights: averaged weights by our network's names.
-        raw: those that were not averaged, if the checkpoint has them.
-        step: training step; 0 if the checkpoint does not say.
-        source: where it came from, for the provenance.
+        config: the keys of our configuration that the weights determine, nested: ``network``, ``sde``, ``denoiser`` …;
+            and under ``data`` also ``shape``, that of one example, and ``levels``, its number of grey levels or None.
+        weights: averaged weights by our network's names, buffers included.
+        raw: those not averaged; None if there are none.
+        step: training step.
+        source: facts for the provenance: format, path, SHA-256 …
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
-    raw: dict[str, Tensor] | None = None
-    step: int = 0
-    source: dict[str, Any] = field(default_factory=dict)
+    raw: dict[str, Tensor] | None
+    step: int
+    source: dict[str, Any]
 
 
 class Loader(ABC):
-    """Reads one format of checkpoints."""
+    """Reads one project's checkpoints."""
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
-        """Return whether ``path`` looks like this format."""
+        """Return whether ``path`` looks like one, without reading more than it must."""
 
     @abstractmethod
-    def load(self, path: Path, config: dict[str, Any] | None = None) -> Pretrained:
-        """Read a checkpoint.
+    def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
+        """Read it.
 
         Args:
-            config: what the user says about it, nested as our configuration.
+            path: file or folder that is recognised.
+            config: a whole configuration that describes the network, nested, with ``shape`` and ``levels`` under
+                ``data``, for sources that do not describe it themselves; or None.
 
         Raises:
-            InputError: naming the key or option that is missing, unexpected or unsupported.
+            InputError: on weights that do not fit, an architecture that is not here, or a file that would run code.
         """

@@ -194,7 +194,7 @@ def _model(path: Path) -> dict[str, Any]:
         if key.startswith("_"):
             continue
         if key not in MODEL:
-            raise _refuse(path, key, value, f"not supported{hint(key, list(MODEL))} it is not known here")
+            raise _refuse(path, key, value, f"not supported{hint(key, list(MODEL))} not known of UNet2DModel here")
         default, optional = MODEL[key], MODEL[key] is None or key in NONE_TOO
         kind = (int, float) if isinstance(default, (int, float)) else type(default)
         if not (default is None or isinstance(value, kind) or (optional and value is None)):
@@ -275,7 +275,7 @@ def _diffusion(path: Path, scheduler: dict[str, Any], fourier: bool) -> dict[str
         ends = {"sigma_min": scheduler.get("sigma_min", 0.01), "sigma_max": scheduler.get("sigma_max", 1348.0)}
         for key, value in ends.items():
             require_float(f"{path}: {key}", value, 0.0, open_low=True)
-        conditioning = {"name": "log_sigma", "log_sigma": {"unit": 2.0}}
+        conditioning = {"name": "log_sigma", "log_sigma": {"scale": 0.5}}
         denoiser = {"prediction": "eps", "sigma_data": 0.0, "conditioning": conditioning}
         return {"sde": {"name": "ve", "ve": {key: 2.0 * value for key, value in ends.items()}}, "denoiser": denoiser}
     if scheduler.get("rescale_betas_zero_snr"):
@@ -380,14 +380,18 @@ def _adapt(weights: dict[str, Tensor], cosine_first: bool, ve: bool) -> None:
                 weights[name] = -weights[name]
 
 
-def _difference(folder: Path, network: nn.Module, shape: Sequence[int], ve: bool) -> float | None:
-    """Return the relative difference between our output and that of diffusers; None where it is not installed."""
+def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: int, ve: bool) -> float | None:
+    """Return the relative difference between our output and that of diffusers; None where it is not installed.
+
+    On small pictures, of 2×2 where they are smallest: the weights do not know the size.
+    """
     if importlib.util.find_spec("diffusers") is None:
         return None
     from diffusers import UNet2DModel
 
     model = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
-    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    sides = [min(side, 2**levels) for side in shape[1:]]
+    x = torch.randn(2, shape[0], *sides, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([0.5, 20.0]) if ve else torch.tensor([3.0, 700.0])  # σ, or the index
     y = torch.zeros(2, dtype=torch.long) if model.config.num_class_embeds else None
     with torch.no_grad():
@@ -412,7 +416,7 @@ class DiffusersFolder(Loader):
         content = read_json(config) if config.is_file() else None
         return isinstance(content, dict) and "_class_name" in content
 
-    def load(self, path: Path, config: dict[str, Any] | None = None) -> Pretrained:
+    def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
         folder, schedule = _folders(path)
         model = _model(folder / "config.json")
         scheduler = _read_config(schedule, "the configuration of a scheduler")
@@ -426,7 +430,7 @@ class DiffusersFolder(Loader):
         weights = _translate(folder / WEIGHTS, _read_weights(folder / WEIGHTS), network.state_dict(), options)
         _adapt(weights, model["flip_sin_to_cos"], ve)
         network.load_state_dict(weights, assign=True)
-        difference = _difference(folder, network, shape, ve)
+        difference = _difference(folder, network, shape, len(options["widths"]), ve)
         if difference is not None and not difference <= AGREEMENT:
             raise InputError(
                 f"{path}: our output differs from that of diffusers by {difference:.1e} relative; expected at most "
@@ -441,4 +445,4 @@ class DiffusersFolder(Loader):
             "difference": difference,
         }
         found = {"data": {"shape": shape, "levels": 256}, "network": {"name": "unet2d", "unet2d": options}, **diffusion}
-        return Pretrained(found, weights, source=source)
+        return Pretrained(found, weights, None, 0, source)
