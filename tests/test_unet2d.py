@@ -413,7 +413,7 @@ def test_one_graph_in_channels_last_and_bfloat16() -> None:
         ({"activation": "tanh"}, "activation='tanh'"),
         ({"padding": 2}, "padding=2: expected 0 or 1"),
         ({"embedding": "fourrier"}, "embedding='fourrier': unknown; did you mean 'fourier'"),
-        ({"frequency_shift": 16}, "shift=16: expected a finite number"),
+        ({"frequency_shift": 16}, "shift=16: expected a number below half of 32 features"),
         ({"num_classes": -1}, "num_classes=-1"),
     ],
 )

@@ -39,7 +39,8 @@ class Sinusoidal(nn.Module):
         require_int("features", features, 4)
         require(features % 2 == 0, "features", features, "an even number")
         require_float("max_period", max_period, 1.0, open_low=True)
-        require_float("shift", shift, high=0.5 * features - 1e-3)
+        require_float("shift", shift)
+        require(2.0 * shift < features, "shift", shift, f"a number below half of {features} features")
         self.features = features
         self.max_period = max_period
         self.shift = shift

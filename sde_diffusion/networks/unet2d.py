@@ -164,7 +164,10 @@ class Attention(nn.Module):
 
 
 class ConvDown(nn.Module):
-    """Halve the sides by a convolution of stride 2, with zeros all around or (``padding`` 0) to the right and below."""
+    """Halve the sides by a convolution of stride 2, with zeros all around or (``padding`` 0) to the right and below.
+
+    The time code is not read; it is there because a block in this place does.
+    """
 
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
@@ -177,7 +180,7 @@ class ConvDown(nn.Module):
 
 
 class ConvUp(nn.Module):
-    """Double the sides by repetition, then a convolution."""
+    """Double the sides by repetition, then a convolution; the time code is not read here either."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -344,7 +347,8 @@ class UNet2D(nn.Module):
         middle_divisor: of the residual sums of the middle.
         middle_groups: groups of the normalisation before the middle's attention; 0 for ``groups``, -1 for none.
         head_width: channels of one attention head; 0 for one head of them all.
-        groups: groups of the normalisations; 0 for min(channels/4, 32), as "fir" levels have in any case.
+        groups: groups of the normalisations; 0 for min(channels/4, 32). "fir" levels have that in any case, and 32
+            before attention.
         eps: what a normalisation adds to the variance.
         activation: of the blocks, "silu", "gelu", "mish" or "relu".
         scale_shift: the time code scales and shifts the normalised features, instead of being added before.
@@ -413,11 +417,11 @@ class UNet2D(nn.Module):
         code_width = code_width or 4 * widths[0]
         style = Style(code_width, groups, eps, activation, scale_shift, dropout, head_width)
         EMBEDDINGS[embedding]
-        waves = Sinusoidal(widths[0], shift=frequency_shift) if embedding == "sinusoidal" else None
-        waves_out = widths[0] if waves else 2 * widths[0]
+        sinusoidal = embedding == "sinusoidal"
+        features = widths[0] if sinusoidal else 2 * widths[0]
         self.time = nn.Sequential(
-            waves or GaussianFourier(waves_out),
-            nn.Linear(waves_out, code_width),
+            Sinusoidal(features, shift=frequency_shift) if sinusoidal else GaussianFourier(features),
+            nn.Linear(features, code_width),
             nn.SiLU(),
             nn.Linear(code_width, code_width),
         )
@@ -435,8 +439,9 @@ class UNet2D(nn.Module):
         self.middle: Middle | None = None
         if middle != "none":
             own = replace(style, divisor=middle_divisor)
-            attention = Attention(below, own, None if middle_groups < 0 else middle_groups)
-            self.middle = Middle(below, own, attention if middle == "attention" else nn.Identity())
+            attends = middle == "attention"
+            own_groups = None if middle_groups < 0 else middle_groups
+            self.middle = Middle(below, own, Attention(below, own, own_groups) if attends else nn.Identity())
 
         ways = []
         for i, (kind, out) in enumerate(zip(up, reversed(widths), strict=True)):

@@ -11,7 +11,6 @@ we work, σ′ = 2σ. Its networks return h/σ, the score, so that h = −ε.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -195,9 +194,10 @@ def _model(path: Path) -> dict[str, Any]:
             continue
         if key not in MODEL:
             raise _refuse(path, key, value, f"not supported{hint(key, list(MODEL))} not known of UNet2DModel here")
-        default, optional = MODEL[key], MODEL[key] is None or key in NONE_TOO
+        default = MODEL[key]
         kind = (int, float) if isinstance(default, (int, float)) else type(default)
-        if not (default is None or isinstance(value, kind) or (optional and value is None)):
+        free = default is None or (value is None and key in NONE_TOO)
+        if not free and not isinstance(value, kind):
             raise _refuse(path, key, value, f"expected a value like {default!r}")
     model = {**MODEL, **content}
     for key, known in KNOWN.items():
@@ -385,10 +385,10 @@ def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: 
 
     On small pictures, of 2×2 where they are smallest: the weights do not know the size.
     """
-    if importlib.util.find_spec("diffusers") is None:
+    try:
+        from diffusers import UNet2DModel
+    except (ImportError, RuntimeError):  # not there, or not complete
         return None
-    from diffusers import UNet2DModel
-
     model = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     sides = [min(side, 2**levels) for side in shape[1:]]
     x = torch.randn(2, shape[0], *sides, generator=torch.Generator().manual_seed(0))
