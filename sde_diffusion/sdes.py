@@ -366,9 +366,15 @@ class DDPMChain(SDE):
 
 @SDES.register("ddpm")
 def ddpm_chain(
-    schedule: str = "linear", num_train_steps: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02
+    schedule: str = "linear",
+    num_train_steps: int = 1000,
+    beta_first: float = 1e-4,
+    beta_last: float = 0.02,
+    betas: Sequence[float] = (),
 ) -> DDPMChain:
-    """The DDPM chain by name, for configs: ``schedule`` "linear", or "cosine" which needs no betas."""
+    """The DDPM chain for configs: ``schedule`` "linear", "cosine" which needs no betas, or its ``betas`` one by one."""
+    if betas:
+        return DDPMChain(betas)
     require(schedule in ("linear", "cosine"), "schedule", schedule, "'linear' or 'cosine'")
     if schedule == "cosine":
         return DDPMChain.cosine(num_train_steps)

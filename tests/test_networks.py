@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ddpm": {"shape": (1, 8, 8), "channels": 64, "channel_mults": (1, 1), "num_blocks": 1, "attention": (4,)},
     "ddpmpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
     "ncsnpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
+    "unet2d": {"shape": (1, 8, 8), "widths": (8, 16), "num_blocks": 1, "groups": 4},
 }
 
 LABELS = {
@@ -235,6 +236,7 @@ def test_embeddings_have_the_stated_waves() -> None:
     torch.testing.assert_close(waves[:, 0], label.sin())  # the shortest wave
     torch.testing.assert_close(waves[:, 3], (label * 1e-4).sin())  # the longest
     torch.testing.assert_close(waves[:, :4] ** 2 + waves[:, 4:] ** 2, torch.ones(3, 4))
+    torch.testing.assert_close(Sinusoidal(8, shift=0.0)(label)[:, 3], (label * 1e-3).sin())  # 10⁴ to the −3/4
     torch.manual_seed(0)
     fourier = GaussianFourier(4000, scale=16.0)
     assert abs(fourier.frequencies.std() - 16.0) < 4 * 16.0 / (2 * 2000) ** 0.5

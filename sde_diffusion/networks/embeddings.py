@@ -24,27 +24,31 @@ EMBEDDINGS: Registry[nn.Module] = Registry("embedding")
 
 @EMBEDDINGS.register("sinusoidal")
 class Sinusoidal(nn.Module):
-    """(sin ω_i c, cos ω_i c) with ω_i = max_period^(−i/(features/2 − 1)): (B,) → (B, features).
+    """(sin ω_i c, cos ω_i c) with ω_i = max_period^(−i/(features/2 − shift)): (B,) → (B, features).
 
     The frequencies are computed on the spot, so a network built on the meta device has nothing to restore.
 
     Args:
         features: an even number of at least 4.
-        max_period: the longest wave is 2π times this.
+        max_period: the longest wave is 2π times this, with ``shift`` 1.
+        shift: a number below features/2.
     """
 
-    def __init__(self, features: int, max_period: float = 10_000.0) -> None:
+    def __init__(self, features: int, max_period: float = 10_000.0, shift: float = 1.0) -> None:
         super().__init__()
         require_int("features", features, 4)
         require(features % 2 == 0, "features", features, "an even number")
         require_float("max_period", max_period, 1.0, open_low=True)
+        require_float("shift", shift)
+        require(2.0 * shift < features, "shift", shift, f"a number below half of {features} features")
         self.features = features
         self.max_period = max_period
+        self.shift = shift
 
     def forward(self, label: Tensor) -> Tensor:
         half = self.features // 2
         i = torch.arange(half, device=label.device, dtype=label.dtype)
-        angle = label[:, None] * torch.exp(i * (-math.log(self.max_period) / (half - 1)))
+        angle = label[:, None] * torch.exp(i * (-math.log(self.max_period) / (half - self.shift)))
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 

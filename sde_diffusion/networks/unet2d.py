@@ -1,0 +1,476 @@
+"""The U-Net of DDPM, NCSN++ and their descendants as it is commonly published: equal to ``UNet2DModel`` of diffusers.
+
+Where :class:`~sde_diffusion.networks.unet.UNet` is made small, this one is made general: it computes what that model
+computes from the same weights, so that its checkpoints can be loaded. Unlike ours, it keeps the state after the stem
+and after each change of size for the way up, which has therefore one block a level more than the way down.
+
+References:
+    J. Ho, A. Jain, P. Abbeel, 2020, arXiv:2006.11239, Appendix B (the network). P. Dhariwal, A. Nichol, 2021,
+    arXiv:2105.05233, Section 3 (heads of fixed width, residual resampling, scale and shift by the time code).
+    Y. Song et al., 2021, arXiv:2011.13456, Appendix H (NCSN++: FIR resampling, the picture beside the features).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.networks.embeddings import EMBEDDINGS, GaussianFourier, Sinusoidal
+from sde_diffusion.networks.layers import (
+    NETWORKS,
+    conv,
+    double,
+    fir_double,
+    fir_halve,
+    halve,
+    require_sizes,
+    zero_init,
+)
+from sde_diffusion.registry import hint
+
+LEVELS = ("conv", "conv+attention", "block", "block+attention", "fir", "fir+attention")
+MIDDLES = ("attention", "plain", "none")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of a network share.
+
+    Attributes:
+        code_width: size of the time code.
+        groups: groups of every normalisation; 0 for min(channels/4, 32).
+        eps: what a normalisation adds to the variance.
+        activation: one of ``ACTIVATIONS``.
+        scale_shift: the code scales and shifts the normalised features, instead of being added before.
+        dropout: probability of dropping a feature.
+        head_width: channels of one attention head; 0 for one head of them all.
+        divisor: of the residual sums.
+    """
+
+    code_width: int
+    groups: int
+    eps: float
+    activation: str
+    scale_shift: bool
+    dropout: float
+    head_width: int
+    divisor: float = 1.0
+
+    def norm(self, channels: int, groups: int = 0) -> nn.GroupNorm:
+        """Return the normalisation of so many channels, in ``groups`` groups or those of the style."""
+        groups = groups or self.groups or max(1, min(channels // 4, 32))
+        require(channels % groups == 0, "groups", groups, f"a divisor of {channels} channels")
+        return nn.GroupNorm(groups, channels, eps=self.eps)
+
+
+def _mix(x: Tensor, h: Tensor, divisor: float) -> Tensor:
+    return x + h if divisor == 1.0 else (x + h) / divisor
+
+
+class Block(nn.Module):
+    """Two convolutions with normalisation and time code in a residual sum: (B, in, H, W) → (B, out, H', W').
+
+        h = conv(r(act(norm(x))));  h = norm(h + dense(code));  out = (skip(r(x)) + conv₀(dropout(act(h))))/divisor
+
+    with r the change of size, if any. conv₀ starts at zero.
+
+    Args:
+        in_channels, out_channels: features before and after.
+        style: what blocks share.
+        resample: r.
+        project: x passes a 1×1 convolution though the channels stay.
+        groups_in: groups of the first normalisation, where they are not the style's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: Style,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        project: bool = False,
+        groups_in: int = 0,
+    ) -> None:
+        super().__init__()
+        self.norm_in = style.norm(in_channels, groups_in)
+        self.conv_in = conv(in_channels, out_channels)
+        self.code = nn.Linear(style.code_width, (2 if style.scale_shift else 1) * out_channels)
+        self.norm_out = style.norm(out_channels)
+        self.dropout = nn.Dropout(style.dropout)
+        self.conv_out = zero_init(conv(out_channels, out_channels))
+        projected = project or in_channels != out_channels
+        self.skip = conv(in_channels, out_channels, kernel=1) if projected else nn.Identity()
+        self.activation, self.resample = ACTIVATIONS[style.activation], resample
+        self.scale_shift, self.divisor = style.scale_shift, style.divisor
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        h = self.activation(self.norm_in(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv_in(h)
+        shift = self.code(code)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = self.norm_out(h) * (1.0 + scale) + shift
+        else:
+            h = self.norm_out(h + shift)
+        h = self.conv_out(self.dropout(self.activation(h)))
+        return _mix(self.skip(x), h, self.divisor)
+
+
+class Attention(nn.Module):
+    """Self-attention of all pixels in a residual sum: (B, C, H, W) → (B, C, H, W). The last projection starts at zero.
+
+    Args:
+        channels: C; where the heads' width does not divide it, the heads are narrower together.
+        style: what blocks share.
+        groups: groups of the normalisation, where they are not the style's; None for no normalisation.
+    """
+
+    def __init__(self, channels: int, style: Style, groups: int | None = 0) -> None:
+        super().__init__()
+        self.head_width = style.head_width or channels
+        self.heads = channels // self.head_width
+        require(self.heads > 0, "head_width", self.head_width, f"at most {channels}, the channels that are attended")
+        self.norm = nn.Identity() if groups is None else style.norm(channels, groups)
+        self.qkv = nn.Linear(channels, 3 * self.heads * self.head_width)
+        self.out = zero_init(nn.Linear(self.heads * self.head_width, channels))
+        self.divisor = style.divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.norm(x).flatten(2).mT  # (B, HW, C)
+        q, k, v = self.qkv(pixels).unflatten(2, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, head_width)
+        h = self.out(attended.transpose(1, 2).flatten(2)).mT.reshape(x.shape)
+        return _mix(x, h, self.divisor)
+
+
+class ConvDown(nn.Module):
+    """Halve the sides by a convolution of stride 2, with zeros all around or (``padding`` 0) to the right and below.
+
+    The time code is not read; it is there because a block in this place does.
+    """
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.padding = padding
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        out: Tensor = self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class ConvUp(nn.Module):
+    """Double the sides by repetition, then a convolution; the time code is not read here either."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        out: Tensor = self.conv(double(x))
+        return out
+
+
+class Down(nn.Module):
+    """One level on the way down: blocks, and then, unless it is the last, half the size.
+
+    Args:
+        kind: one of ``LEVELS``.
+        in_channels, out_channels: (B, in, H, W) → (B, out, H/2, W/2).
+        picture_channels: channels of the picture that a "fir" level carries along at its own size.
+        num_blocks: residual blocks.
+        style: what blocks share.
+        padding: of :class:`ConvDown`.
+        last: no change of size.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_channels: int,
+        out_channels: int,
+        picture_channels: int,
+        num_blocks: int,
+        style: Style,
+        padding: int,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        resample, _, attention = kind.partition("+")
+        fir = resample == "fir"
+        if fir:
+            style = replace(style, groups=0, divisor=math.sqrt(2.0))
+        blocks = [Block(out_channels if i else in_channels, out_channels, style) for i in range(num_blocks)]
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(
+            [Attention(out_channels, style, 32 if fir else 0) if attention else nn.Identity() for _ in blocks]
+        )
+        self.resample: nn.Module | None = None
+        self.from_picture = conv(picture_channels, out_channels, kernel=1) if fir and not last else None
+        if not last and resample == "conv":
+            self.resample = ConvDown(out_channels, padding)
+        elif not last:
+            self.resample = Block(out_channels, out_channels, style, fir_halve if fir else halve, project=fir)
+
+    def forward(self, h: Tensor, code: Tensor, picture: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return the features, all states that the way up meets, and the picture at the new size."""
+        states = []
+        for block, attention in zip(self.blocks, self.attention, strict=True):
+            h = attention(block(h, code))
+            states.append(h)
+        if self.resample is not None:
+            h = self.resample(h, code)
+            if self.from_picture is not None:
+                picture = fir_halve(picture)
+                h = self.from_picture(picture) + h
+            states.append(h)
+        return h, states, picture
+
+
+class Up(nn.Module):
+    """One level on the way up: blocks that meet the states of the way down, then, unless it is last, twice the size.
+
+    Args:
+        kind: one of ``LEVELS``; a "fir" level adds what it sees of the picture, and attends once, after its blocks.
+        in_channels, out_channels: (B, in, H, W) → (B, out, 2H, 2W).
+        met_channels: channels of the states, the next one to be met first.
+        picture_channels: channels of the picture.
+        style: what blocks share.
+        last: no change of size.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_channels: int,
+        out_channels: int,
+        met_channels: Sequence[int],
+        picture_channels: int,
+        style: Style,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        resample, _, attention = kind.partition("+")
+        fir = resample == "fir"
+        if fir:
+            style = replace(style, groups=0, divisor=math.sqrt(2.0))
+        blocks, attentions = [], []
+        for i, met in enumerate(met_channels):
+            below = out_channels if i else in_channels
+            # Not a quarter of the sum: so it is in the networks that were trained.
+            groups = min(below + met // 4, 32) if fir and attention else 0
+            blocks.append(Block(below + met, out_channels, style, groups_in=groups))
+            attends = attention and not (fir and i + 1 < len(met_channels))
+            attentions.append(Attention(out_channels, style, 32 if fir else 0) if attends else nn.Identity())
+        self.blocks, self.attention = nn.ModuleList(blocks), nn.ModuleList(attentions)
+        self.resample: nn.Module | None = None
+        self.picture_norm = style.norm(out_channels) if fir and not last else None
+        self.to_picture = zero_init(conv(out_channels, picture_channels)) if fir and not last else None
+        if not last and resample == "conv":
+            self.resample = ConvUp(out_channels)
+        elif not last:
+            self.resample = Block(out_channels, out_channels, style, fir_double if fir else double, project=fir)
+
+    def forward(
+        self, h: Tensor, code: Tensor, states: list[Tensor], picture: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the features and the picture so far; takes the last of ``states`` away."""
+        for block, attention in zip(self.blocks, self.attention, strict=True):
+            h = attention(block(torch.cat([h, states.pop()], dim=1), code))
+        picture = None if picture is None else fir_double(picture)
+        if self.picture_norm is not None and self.to_picture is not None:
+            seen = self.to_picture(F.silu(self.picture_norm(h)))
+            picture = seen if picture is None else picture + seen
+        return (h if self.resample is None else self.resample(h, code)), picture
+
+
+class Middle(nn.Module):
+    """A block, attention if asked for, a block: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, channels: int, style: Style, attention: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(channels, channels, style) for _ in range(2)])
+        self.attention = attention
+
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        out: Tensor = self.blocks[1](self.attention(self.blocks[0](h, code)), code)
+        return out
+
+
+def _require_levels(name: str, kinds: Sequence[str], number: int) -> tuple[str, ...]:
+    """Return the kinds of the levels; all or none of them carry the picture along."""
+    ok = isinstance(kinds, Sequence) and not isinstance(kinds, str) and len(kinds) == number
+    require(ok, name, kinds, f"{number} kinds of levels, one for each of widths")
+    for kind in kinds:
+        if kind not in LEVELS:
+            raise InputError(f"{name}={kind!r}: unknown{hint(str(kind), list(LEVELS))} known: {', '.join(LEVELS)}")
+    fir = [kind.startswith("fir") for kind in kinds]
+    require(all(fir) or not any(fir), name, tuple(kinds), "either only levels of kind 'fir' or none")
+    return tuple(kinds)
+
+
+@NETWORKS.register("unet2d")
+class UNet2D(nn.Module):
+    """A time-conditioned U-Net on images: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
+
+    The kind of a level says how it changes the size, "conv" by a convolution, "block" in a residual block, "fir" in a
+    residual block with a (1, 3, 3, 1) filter while the picture is carried along at every size, and with "+attention"
+    that its blocks end in attention.
+
+    Args:
+        shape: (C, H, W) of one image; H and W are halved once per level after the first.
+        widths: features of each level; the first is even.
+        num_blocks: residual blocks of each level on the way down; on the way up there is one more.
+        down, up: kind of each level in the order in which it is passed, one of "conv", "block", "fir", alone or with
+            "+attention".
+        middle: "attention", "plain" or "none".
+        middle_divisor: of the residual sums of the middle.
+        middle_groups: groups of the normalisation before the middle's attention; 0 for ``groups``, -1 for none.
+        head_width: channels of one attention head; 0 for one head of them all.
+        groups: groups of the normalisations; 0 for min(channels/4, 32). "fir" levels have that in any case, and 32
+            before attention.
+        eps: what a normalisation adds to the variance.
+        activation: of the blocks, "silu", "gelu", "mish" or "relu".
+        scale_shift: the time code scales and shifts the normalised features, instead of being added before.
+        padding: of the "conv" levels on the way down, 1 for zeros all around, 0 for zeros to the right and below.
+        dropout: probability of dropping a feature inside a block.
+        embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
+        frequency_shift: the sinusoidal frequencies are 10⁴^(−i/(n − shift)) for i = 0 … n − 1; 1 reaches 10⁻⁴.
+        code_width: size of the time code; 0 for four times the first width.
+        num_classes: the network is told one of so many classes, ``net(x, label, y)``; 0 for none.
+        input_scale, input_shift: the network sees scale · x + shift.
+
+    Raises:
+        InputError: if an option is out of range or the sides cannot be halved often enough.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        widths: Sequence[int] = (32, 64),
+        num_blocks: int = 2,
+        down: Sequence[str] = ("conv", "conv+attention"),
+        up: Sequence[str] = ("conv+attention", "conv"),
+        middle: str = "attention",
+        middle_divisor: float = 1.0,
+        middle_groups: int = 0,
+        head_width: int = 8,
+        groups: int = 32,
+        eps: float = 1e-5,
+        activation: str = "silu",
+        scale_shift: bool = False,
+        padding: int = 1,
+        dropout: float = 0.0,
+        embedding: str = "sinusoidal",
+        frequency_shift: float = 1.0,
+        code_width: int = 0,
+        num_classes: int = 0,
+        input_scale: float = 1.0,
+        input_shift: float = 0.0,
+    ) -> None:
+        super().__init__()
+        image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+        widths = require_sizes("widths", widths, "one whole number of at least 1 for each level")
+        require(widths[0] % 2 == 0 and widths[0] >= 4, "widths", widths, "an even number of at least 4 at first")
+        factor = 2 ** (len(widths) - 1)
+        expected = f"sides divisible by {factor} for {len(widths)} levels"
+        require(height % factor == 0 and width % factor == 0, "shape", tuple(shape), expected, "give fewer widths")
+        require_int("num_blocks", num_blocks, 1)
+        down, up = _require_levels("down", down, len(widths)), _require_levels("up", up, len(widths))
+        require(middle in MIDDLES, "middle", middle, f"one of {', '.join(MIDDLES)}")
+        require_float("middle_divisor", middle_divisor, 0.0, open_low=True)
+        for name, number, low in (
+            ("middle_groups", middle_groups, -1),
+            ("head_width", head_width, 0),
+            ("groups", groups, 0),
+            ("code_width", code_width, 0),
+            ("num_classes", num_classes, 0),
+        ):
+            require_int(name, number, low)
+        require_float("eps", eps, 0.0, open_low=True)
+        require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}")
+        require(padding in (0, 1), "padding", padding, "0 or 1")
+        require_float("dropout", dropout, 0.0, 1.0)
+        require_float("input_scale", input_scale)
+        require_float("input_shift", input_shift)
+
+        code_width = code_width or 4 * widths[0]
+        style = Style(code_width, groups, eps, activation, scale_shift, dropout, head_width)
+        EMBEDDINGS[embedding]
+        sinusoidal = embedding == "sinusoidal"
+        features = widths[0] if sinusoidal else 2 * widths[0]
+        self.time = nn.Sequential(
+            Sinusoidal(features, shift=frequency_shift) if sinusoidal else GaussianFourier(features),
+            nn.Linear(features, code_width),
+            nn.SiLU(),
+            nn.Linear(code_width, code_width),
+        )
+        self.classes = nn.Embedding(num_classes, code_width) if num_classes else None
+        self.stem = conv(image_channels, widths[0])
+
+        levels, met, below = [], [widths[0]], widths[0]
+        for i, (kind, out) in enumerate(zip(down, widths, strict=True)):
+            last = i + 1 == len(widths)
+            levels.append(Down(kind, below, out, image_channels, num_blocks, style, padding, last))
+            met += [out] * (num_blocks + (not last))
+            below = out
+        self.down = nn.ModuleList(levels)
+
+        self.middle: Middle | None = None
+        if middle != "none":
+            own = replace(style, divisor=middle_divisor)
+            attends = middle == "attention"
+            own_groups = None if middle_groups < 0 else middle_groups
+            self.middle = Middle(below, own, Attention(below, own, own_groups) if attends else nn.Identity())
+
+        ways = []
+        for i, (kind, out) in enumerate(zip(up, reversed(widths), strict=True)):
+            meets = [met.pop() for _ in range(num_blocks + 1)]
+            ways.append(Up(kind, below, out, meets, image_channels, style, last=i + 1 == len(widths)))
+            below = out
+        self.up = nn.ModuleList(ways)
+        self.norm = style.norm(below)
+        self.head = zero_init(conv(below, image_channels))
+        self.activation = ACTIVATIONS[activation]
+        self.input_scale, self.input_shift = input_scale, input_shift
+
+    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: images, (B, C, H, W).
+            label: times, (B,).
+            y: classes, whole numbers (B,), where the network is told one.
+        """
+        code = self.time(label)
+        if self.classes is not None:
+            require(y is not None, "y", y, f"classes (B,), for this network is told one of {len(self.classes.weight)}")
+            code = code + self.classes(y)
+        else:
+            require(y is None, "y", "given", "nothing, for this network is not told a class")
+        code = self.activation(code)  # the same for all blocks, which only project it
+        picture: Tensor | None = x
+        if self.input_scale != 1.0 or self.input_shift != 0.0:
+            picture = self.input_scale * x + self.input_shift
+        h = self.stem(picture)
+        states = [h]
+        for level in self.down:
+            h, more, picture = level(h, code, picture)
+            states += more
+        if self.middle is not None:
+            h = self.middle(h, code)
+        picture = None
+        for level in self.up:
+            h, picture = level(h, code, states, picture)
+        h = self.head(F.silu(self.norm(h)))
+        out: Tensor = h if picture is None else h + picture
+        return out
