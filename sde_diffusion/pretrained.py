@@ -86,7 +86,7 @@ def load_pretrained(
     """Return a denoiser with trained weights, ready to be sampled.
 
     Args:
-        path: a checkpoint of score_sde_pytorch, or a workdir of ours.
+        path: a checkpoint of score_sde_pytorch, a folder of diffusers, or a workdir of ours.
         config: a configuration, or a file with one such as ``configs/ve/cifar10_ncsnpp.py``, that describes the
             network, for a checkpoint that has no description with it.
         averaged: take the averaged weights; else those in training.
