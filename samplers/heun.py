@@ -18,7 +18,8 @@ class Heun(GridSampler):
     """The trapezoidal rule for d(x/α)/d(σ/α) = ε: two evaluations a step, order 2.
 
     With ρ = σ/α: x_s = (α_s/α_t) x_t + α_s (ρ_s − ρ_t) ½ (ε_t + ε_s), where ε_s is taken at the Euler step's end. In
-    these variables the linear part of the ODE is solved exactly, on every SDE.
+    these variables the linear part of the ODE is solved exactly, on every SDE. With ``grid="karras"`` on a VE SDE of σ
+    from 0.002 to 80 it is the authors' sampler; on the VP SDE, whose σ/α reaches 157, log SNR did better.
 
     References:
         Karras et al. 2022, arXiv:2206.00364, Algorithm 1 (18 steps with ``denoise`` are its 35 evaluations).
@@ -29,7 +30,7 @@ class Heun(GridSampler):
     nfe_per_step = 2
     reference = "Karras et al. 2022, arXiv:2206.00364, Alg. 1"
 
-    grid: str = "karras"
+    grid: str = "log_snr"
 
     def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
         alpha = denoiser.sde.alpha(grid)

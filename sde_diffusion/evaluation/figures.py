@@ -10,7 +10,19 @@ from typing import Any
 from sde_diffusion.evaluation.curves import QUANTILE, Point, by_curve
 from sde_diffusion.files import write_atomically
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#8C6D31",
+    "#332288",
+    "#999933",
+    "#882255",
+)
 """Told apart by the colour-blind too.
 
 Reference:
