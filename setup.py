@@ -12,7 +12,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["sde_diffusion", "sde_diffusion.*", "samplers"]),
     package_data={
-        "sde_diffusion": ["py.typed", "evaluation/*.jinja", "evaluation/weights/*.safetensors"],
+        "sde_diffusion": [
+            "py.typed",
+            "evaluation/*.jinja",
+            "evaluation/weights/*.safetensors",
+            "training/runs/*/*",
+            "training/runs/*/benchmark/*",
+            "training/runs/*/checkpoints/*/*",
+        ],
         "samplers": ["py.typed"],
     },
     install_requires=[

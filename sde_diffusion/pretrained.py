@@ -12,7 +12,7 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.training import checkpoints
+from sde_diffusion.training import checkpoints, shipped
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 
 
@@ -51,7 +51,10 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     Raises:
         InputError: if no loader recognises it, it does not fit, or its data are of another shape than ``config.data``.
     """
-    require(path.exists(), "source", str(path), "an existing file or folder")
+    if not path.exists() and str(path) in shipped.names():
+        path = shipped.folder(str(path))
+    known = f"an existing file or folder, or one of the package's runs: {', '.join(shipped.names())}"
+    require(path.exists(), "source", str(path), known)
     loader = next((found for found in map(LOADERS.build, LOADERS) if found.recognises(path)), None)
     if loader is None:
         known = ", ".join(f"{name} ({(LOADERS[name].__doc__ or '').splitlines()[0].rstrip('.')})" for name in LOADERS)
@@ -86,7 +89,8 @@ def load_pretrained(
     """Return a denoiser with trained weights, ready to be sampled.
 
     Args:
-        path: a checkpoint of score_sde_pytorch, a folder of diffusers, or a workdir of ours.
+        path: a checkpoint of score_sde_pytorch, a folder of diffusers, a workdir of ours, or the name of a run that
+            comes with the package, "fashion_mnist".
         config: a configuration, or a file with one such as ``configs/ve/cifar10_ncsnpp.py``, that describes the
             network, for a checkpoint that has no description with it.
         averaged: take the averaged weights; else those in training.

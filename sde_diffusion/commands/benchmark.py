@@ -17,7 +17,7 @@ from torch import Tensor
 import samplers
 from samplers import Sampler
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import define_run_flags, pick_device, require_workdir, say
+from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, pick_device, require_workdir, say
 from sde_diffusion.commands.sample import STRIP_ROWS, Drawn, Run, draw, load_run
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require, require_int
@@ -50,6 +50,7 @@ SWEPT = {"num_steps": ("num_steps",), "tolerance": ("rtol", "atol")}
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this command."""
     define_run_flags(values)
+    define_pretrained_flag(values)
     flags.DEFINE_list("samplers", "ancestral,ddim,heun,pc,probability_flow", "Samplers.", flag_values=values)
     flags.DEFINE_list("steps", "5,10,20,50", "Numbers of steps.", flag_values=values)
     flags.DEFINE_list(

@@ -14,6 +14,7 @@ import sde_diffusion.config as default_file
 from sde_diffusion.config import default_config, differences, load_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
+from sde_diffusion.training import shipped
 
 CONFIG_FILE = "config.json"
 
@@ -24,6 +25,12 @@ def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> No
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda", "mps"], "Where to compute.", flag_values=values)
     flags.DEFINE_integer("seed", None, "Seed of everything random; by default the configuration's.", flag_values=values)
     flags.DEFINE_boolean("quiet", False, "No progress bar.", flag_values=values)
+
+
+def define_pretrained_flag(values: flags.FlagValues) -> None:
+    """Define what commands that read a trained run have."""
+    text = f"Take a run that comes with the package ({', '.join(shipped.names())}); --workdir is runs/NAME by default."
+    flags.DEFINE_string("pretrained", "", text, flag_values=values)
 
 
 def define_sampling_flags(values: flags.FlagValues) -> None:
@@ -61,6 +68,9 @@ def parse(
         raise SystemExit(0)
     require(len(rest) == 1, "argument", rest[-1], "only flags", "write --flag=value")
 
+    if "pretrained" in values and values.pretrained:
+        values.workdir = values.workdir or f"runs/{values.pretrained}"
+        shipped.unpack(values.pretrained, Path(values.workdir))
     config = _base_config(values)
     for override in overrides:
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import define_run_flags, pick_device, require_workdir, say
+from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, pick_device, require_workdir, say
 from sde_diffusion.commands.sample import Run, load_run
 from sde_diffusion.data import Dataset
 from sde_diffusion.data.image_folder import load_picture
@@ -35,6 +35,7 @@ CAVEAT = (
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this command."""
     define_run_flags(values)
+    define_pretrained_flag(values)
     d = ScoringOptions()
     flags.DEFINE_enum("split", "test", ["test", "train"], "Split of the data set to score.", flag_values=values)
     flags.DEFINE_integer("num_images", 0, "Score the first so many images; 0: all.", flag_values=values)

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from sde_diffusion.commands.flags import say
+from sde_diffusion.commands.flags import define_pretrained_flag, say
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.report import write_report
 
@@ -15,6 +15,7 @@ from sde_diffusion.evaluation.report import write_report
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this command."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    define_pretrained_flag(values)
     flags.DEFINE_list("compare", [], "Folders of further runs, laid beside it.", flag_values=values)
     flags.DEFINE_boolean("quiet", False, "Print nothing.", flag_values=values)
 

@@ -18,6 +18,7 @@ from samplers import Sampler
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import (
     CONFIG_FILE,
+    define_pretrained_flag,
     define_run_flags,
     define_sampling_flags,
     pick_device,
@@ -37,6 +38,7 @@ STRIP_ROWS, STRIP_COLUMNS = 8, 12
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this command."""
     define_run_flags(values)
+    define_pretrained_flag(values)
     define_sampling_flags(values)
     flags.DEFINE_boolean("trajectory", False, "Also write a strip of the reverse process.", flag_values=values)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import read_json, sha256, write_json
 
 FORMAT = "sde-diffusion checkpoint 1"
@@ -157,13 +157,14 @@ def load_ema(folder: Path, network: nn.Module) -> int:
 
 
 def weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Return the averaged weights of a checkpoint, those in training, and its step.
+    """Return the averaged weights of a checkpoint, those in training (the same where it has no others), and its step.
 
     Raises:
         InputError: on a truncated or foreign checkpoint.
     """
-    content = _state(folder)
-    return _read(folder / "ema.safetensors"), _read(folder / "network.safetensors"), int(content["step"])
+    content, averaged = _state(folder), _read(folder / "ema.safetensors")
+    raw = folder / "network.safetensors"
+    return averaged, _read(raw) if raw.exists() else averaged, int(content["step"])
 
 
 def digest(folder: Path) -> str:
@@ -178,6 +179,8 @@ def restore(folder: Path, state: TrainingState) -> None:
         InputError: as for :func:`load_ema`; nothing has been changed on disk.
     """
     content = _state(folder)
+    whole = (folder / "network.safetensors").exists()
+    require(whole, "workdir", str(folder), "a checkpoint to train on", "this one has averaged weights alone")
     fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
     fill(state.ema, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]

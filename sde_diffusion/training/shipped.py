@@ -1,0 +1,49 @@
+"""Runs that come with the package: a configuration, averaged weights and what was measured of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from sde_diffusion.errors import require
+from sde_diffusion.training import checkpoints
+
+FOLDER = Path(__file__).parent / "runs"
+
+
+def names() -> list[str]:
+    """Return the names of the runs."""
+    return sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
+
+
+def folder(name: str) -> Path:
+    """Return where a run lies, to be read only.
+
+    Raises:
+        InputError: on an unknown name.
+    """
+    require(name in names(), "pretrained", name, f"one of {', '.join(names())}")
+    return FOLDER / name
+
+
+def unpack(name: str, workdir: Path) -> None:
+    """Make ``workdir`` a copy of a run, whole or not at all; leave it alone if it is one already.
+
+    Raises:
+        InputError: on an unknown name, or if ``workdir`` holds something else.
+    """
+    source = folder(name)
+    if workdir.exists():
+        there = checkpoints.existing(workdir)
+        same = bool(there) and checkpoints.digest(there[-1]) == checkpoints.digest(checkpoints.newest(source))
+        require(same, "workdir", str(workdir), f"a new folder, or one of {name!r}", "it holds something else")
+        return
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = workdir.with_name(f".{uuid.uuid4().hex}")
+    try:
+        shutil.copytree(source, temporary, copy_function=shutil.copyfile)  # not the permissions of an installation
+        os.rename(temporary, workdir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
