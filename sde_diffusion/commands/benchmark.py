@@ -27,6 +27,7 @@ from sde_diffusion.evaluation.metrics import (
     Extractor,
     Features,
     content_hash,
+    join,
     measure,
     reference_features,
     require_enough,
@@ -191,10 +192,21 @@ def sweep_run(
 
     def one(setting: Setting, stem: str) -> Row:
         sampler = sampler_of(setting)
-        drawn = draw(sampler, run, device, against.num_samples, against.batch_size, setting.seed, quiet=True)
+        parts: list[Features] = []
         start = time.perf_counter()
-        found = measure(extractor(pictures(dataset, drawn.x)), reference, metric, against.kid_subset)
-        metric_seconds = time.perf_counter() - start
+        drawn = draw(
+            sampler,
+            run,
+            device,
+            against.num_samples,
+            against.batch_size,
+            setting.seed,
+            quiet=True,
+            on_batch=lambda x: parts.append(extractor(pictures(dataset, x))),  # features are all that is kept of most
+            keep=None if hook else max(NUM_EXACT, NUM_SHOWN),
+        )
+        found = measure(join(parts), reference, metric, against.kid_subset)
+        metric_seconds = time.perf_counter() - start - drawn.seconds
         if hook is not None:
             found |= hook(setting, sampler, drawn)
         error = None

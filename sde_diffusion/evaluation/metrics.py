@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ class Features:
 
     features: Tensor
     logits: Tensor | None
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """Return the features of several batches as one."""
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Features(torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None)
 
 
 class Extractor:
@@ -108,9 +115,9 @@ class Extractor:
                 if self.name not in extractors.BUILT_IN and batch.shape[1] == 1:
                     batch = batch.expand(-1, 3, -1, -1)
                 found = self._net.convert_features_tuple_to_dict(self._net(batch.to(self.device)))
-                parts.append([found[layer].float().cpu() for layer in self._layers])
-        features, *logits = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Features(features, logits[0] if logits else None)
+                features, *logits = (found[layer].float().cpu() for layer in self._layers)
+                parts.append(Features(features, logits[0] if logits else None))
+        return join(parts)
 
 
 def content_hash(images: Tensor) -> str:
