@@ -68,12 +68,12 @@ def load_theirs(folder: Path, device: str) -> nn.Module:
     return model
 
 
-def load_ours(folder: Path, side: str, options: argparse.Namespace, train: bool = False) -> sd.Denoiser:
-    """Read the same weights as a denoiser of ours, run as its side and the options say."""
+def load_ours(folder: Path, side: str, options: argparse.Namespace) -> tuple[sd.Denoiser, nn.Module]:
+    """Read the same weights as a denoiser of ours, run as its side and the options say, and its network."""
     denoiser = sd.load_pretrained(folder, device=options.device)
-    network = denoiser.net.train(train).requires_grad_(train)  # type: ignore[attr-defined]
+    network: nn.Module = denoiser.net  # type: ignore[assignment]
     denoiser.net = execute(network, options.precision, side == COMPILED)
-    return denoiser
+    return denoiser, network
 
 
 def parser(description: str) -> argparse.ArgumentParser:

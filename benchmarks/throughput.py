@@ -43,7 +43,7 @@ def timed(draw: Callable[[], object], device: str) -> Callable[[], float]:
 
 
 def ours(side: str, shape: tuple[int, ...], folder: Path, options: argparse.Namespace) -> Callable[[], object]:
-    denoiser = load_ours(folder, side, options)
+    denoiser, _ = load_ours(folder, side, options)
     sampler = samplers.build("ancestral", num_steps=options.steps, grid="indices")
     return lambda: sampler.draw(denoiser, shape, options.seed)
 

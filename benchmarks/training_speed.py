@@ -61,9 +61,8 @@ def prepare(side: str, name: str, folder: Path, options: argparse.Namespace) -> 
 def ours(
     side: str, data: Tensor, stamp: Callable[[], None], folder: Path, options: argparse.Namespace
 ) -> Callable[[], None]:
-    denoiser = load_ours(folder, side, options, train=True)
-    network = getattr(denoiser.net, "net", denoiser.net)
-    network = getattr(network, "_orig_mod", network)  # below the compiled one
+    denoiser, network = load_ours(folder, side, options)
+    network.train().requires_grad_(True)
     settings = TrainingOptions(batch_size=options.batch_size, num_steps=LONG, learning_rate=1e-4, log_every=LONG)
     state = TrainingState(network, EMA(network).network, make_optimizer(network, settings))
     loss = sd.DenoisingScoreMatching(TIMES.build("discrete"), WEIGHTINGS.build("simple"))
