@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sde_diffusion as sd
-from sde_diffusion.files import provenance, write_json
+from sde_diffusion.files import provenance, read_json, write_json
 from sde_diffusion.networks.execution import execute, precision_of
 
 THEIRS, OURS, COMPILED = SIDES = "theirs", "ours", "ours, compiled"
@@ -163,7 +163,14 @@ def compare(prepare: Prepare, options: argparse.Namespace) -> None:
         print(peak_memory(options.device))
         return
     sides = SIDES if options.compile else SIDES[:2]
-    results = {}
+    # Networks measured before are kept, each with what made it.
+    results = read_json(options.output)["networks"] if options.output.exists() else {}
+    probe = execute(nn.Linear(1, 1, device=options.device), options.precision)
+    facts = {
+        "threads": torch.get_num_threads(),
+        "precision of ours": precision_of(probe),
+        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats")},
+    }
     for name in options.network or NETWORKS:
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -176,16 +183,11 @@ def compare(prepare: Prepare, options: argparse.Namespace) -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 memory[side] = float(done.stdout.split()[-1])
         results[name] = {
+            "made_by": provenance(options.device, **facts),
             "images_per_second": {side: spread([1.0 / v for v in values]) for side, values in times.items()},
             "over_theirs": {side: ratio(times[THEIRS], times[side]) for side in sides[1:]},
             "peak_memory_MiB": memory,
             "share_of_time": {side: profile(run, options.device) for side, run in runs.items()},
         }
+        write_json(options.output, {"networks": results})
         print(name, json.dumps(results[name], indent=2), flush=True)
-    probe = execute(nn.Linear(1, 1, device=options.device), options.precision)
-    facts = {
-        "threads": torch.get_num_threads(),
-        "precision of ours": precision_of(probe),
-        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats")},
-    }
-    write_json(options.output, {"made_by": provenance(options.device, **facts), "networks": results})
