@@ -105,7 +105,7 @@ def one(workdir: Path, method: str, tolerance: float, num_images: int) -> dict[s
     k = dataset.test[:num_images]
     x = dataset.dequantise(k, sd.NoiseStream(1, range(num_images)).uniform(k[0].numel()).reshape(k.shape))
     e = torch.where(sd.NoiseStream(0, range(num_images))(x) < 0.0, -1.0, 1.0)  # log_likelihood's probes under seed 0
-    denoiser = run.denoiser
+    denoiser = run.float32
     if method == "reference":
         denoiser, x = configuration.build_denoiser(config, copy.deepcopy(denoiser.net).double()), x.double()
     elif method.endswith("bfloat16"):

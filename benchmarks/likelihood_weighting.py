@@ -47,7 +47,7 @@ def score(workdir: Path, loss: str, seed: int, num_steps: int) -> dict[str, Tens
     config.loss.times[times].t_min = t_min or start
     train_run(workdir, config, CPU, quiet=True)
     run = load_run(workdir, config, CPU)
-    k, denoiser = dataset.test, run.denoiser
+    k, denoiser = dataset.test, run.float32
     unit = 1.0 / (math.prod(dataset.shape) * math.log(2.0))
     u = sd.NoiseStream(1, range(len(k))).uniform(k[0].numel()).reshape(k.shape)
     x = dataset.dequantise(k, u)

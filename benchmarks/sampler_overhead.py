@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,9 @@ from time import perf_counter
 from typing import Any
 from unittest import mock
 
+import pairing
 import torch
+from pairing import in_turns, ratio, spread
 from torch import Tensor
 
 import samplers
@@ -79,24 +80,6 @@ def theirs(name: str, seed: int, noise: Tensor | None = None) -> Callable[[], fl
             return (perf_counter() - start) / NUM_STEPS
 
     return run
-
-
-def in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run all in turns and return the times of each; the first two turns, which warm up, are dropped."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 2):
-        for name, run in runs.items():
-            times[name].append(run())
-    return {name: values[2:] for name, values in times.items()}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=20)
-    return {"median": statistics.median(values), "p5": cuts[0], "p95": cuts[-1]}
-
-
-def ratio(a: list[float], b: list[float]) -> dict[str, float]:
-    return spread([x / y for x, y in zip(a, b, strict=True)])
 
 
 def overhead(seed: int, repeats: int) -> dict[str, Any]:
@@ -162,9 +145,7 @@ def main() -> None:
     if options.only_memory_of:
         sampler = samplers.build("ancestral", num_steps=options.only_memory_of)
         sampler.draw(sd.Denoiser(network, sd.VPSDE()), SHAPE, options.seed)
-        # Not getrusage: its peak survives exec, so that a child reports its parent's.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+        print(pairing.peak_memory())
         return
     result = {
         "made_by": provenance(seed=options.seed, repeats=options.repeats, threads=torch.get_num_threads()),

@@ -21,6 +21,7 @@ from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.files import read_json
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
+from sde_diffusion.networks.execution import execute
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import column
 from sde_diffusion.registry import Registry, hint
@@ -37,6 +38,9 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.threads = 1  # CPU threads; 0 leaves PyTorch's choice. Pictures of 8×8 are too small to be shared out.
+    config.precision = "auto"  # of the network: "float32", "bfloat16", or bfloat16 where the hardware has it
+    config.compile = False  # the network; pays on long runs
+    config.tf32 = False  # CUDA: whether float32 may mean TF32 in matrix products and convolutions
     config.data = _choice(DATASETS, "digits", root="")
     config.sde = _choice(SDES, "vp")
     config.network = _choice(NETWORKS, "unet")
@@ -135,6 +139,11 @@ def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     """Build ``config.network`` for samples of the given shape, convolutions in channels-last layout."""
     network: nn.Module = _build(NETWORKS, config.network, shape=shape)
     return network.to(memory_format=torch.channels_last)
+
+
+def execute_network(config: ConfigDict, network: nn.Module) -> nn.Module:
+    """Return a network, on its device, as ``config.precision`` and ``config.compile`` want it run."""
+    return execute(network, config.precision, config.compile)
 
 
 def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:

@@ -32,6 +32,7 @@ import samplers
 import samplers.base
 import sde_diffusion as sd
 from sde_diffusion import ops
+from sde_diffusion.networks.execution import execute
 from sde_diffusion.sdes import SDES
 
 SHAPE = (4, 1, 8, 8)
@@ -158,6 +159,15 @@ def test_every_prediction_and_conditioning_stays_on_the_device(prediction: str, 
     denoiser = sd.Denoiser(network(), sd.VPSDE(), prediction, conditioning, sigma_data=0.5)
     for name in ("ancestral", "heun", "probability_flow"):
         assert samplers.build(name).draw(denoiser, SHAPE).x.device.type == "cuda"
+
+
+@pytest.mark.usefixtures("host", "fake_cuda")
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+@pytest.mark.parametrize("name", ["ancestral", "heun", "probability_flow"])
+def test_another_precision_stays_on_the_device_too(name: str) -> None:
+    denoiser = sd.Denoiser(execute(network(), "bfloat16"), sd.VPSDE())
+    x = samplers.build(name).draw(denoiser, SHAPE).x
+    assert (x.device.type, x.dtype) == ("cuda", torch.float32)
 
 
 @pytest.mark.parametrize("name", [n for n in samplers.names() if "num_steps" in samplers.config(n)])

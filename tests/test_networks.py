@@ -11,7 +11,7 @@ from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import MLP, NETWORKS, UNet
 from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
-from sde_diffusion.networks.layers import fir_blur, fir_double, fir_halve
+from sde_diffusion.networks.layers import GroupNorm, fir_blur, fir_double, fir_halve
 from sde_diffusion.networks.skip_unet import ConvDouble, ConvHalve
 from sde_diffusion.sdes import VPSDE
 
@@ -150,6 +150,16 @@ def test_parameter_counts_follow_from_the_architecture() -> None:
     net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=1, attention=())
     assert count(net) == time + down + 2 * block(2 * c, 2 * c) + attention + up + ends
     assert count(UNet((1, 8, 8), channels=c, num_blocks=1, attention=(4,))) == count(net) + 2 * attention
+
+
+@pytest.mark.parametrize(("channels", "groups", "side"), [(8, 8, 6), (8, 2, 6), (16, 2, 6), (8, 4, 32)])
+def test_group_norm_does_not_depend_on_the_layout(channels: int, groups: int, side: int) -> None:
+    x = torch.randn(2, channels, side, side)
+    norm = GroupNorm(groups, channels)
+    nn.init.normal_(norm.weight)
+    exact = nn.functional.group_norm(x.double(), groups, norm.weight.double(), norm.bias.double()).float()
+    torch.testing.assert_close(norm(x), exact)
+    torch.testing.assert_close(norm(x.to(memory_format=torch.channels_last)), exact)
 
 
 def naive_filter(x: Tensor, before: int, after: int, gain: float = 1.0) -> Tensor:

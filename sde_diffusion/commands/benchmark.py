@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def sweep_run(
         "num_samples": against.num_samples,
         "kid_subset": against.kid_subset,
         "checkpoint": checkpoints.digest(run.checkpoint),
-        "dtype": "float32",
+        "dtype": run.dtype,
     }
 
     @functools.cache
@@ -186,8 +186,9 @@ def sweep_run(
         """The probability-flow solution from the noise of a seed, tightly solved."""
         solver = samplers.build("probability_flow", **EXACT)
         count = min(NUM_EXACT, against.num_samples)
-        return draw(solver, run, device, count, count, seed, quiet=True).x
+        return draw(solver, in_float32, device, count, count, seed, quiet=True).x
 
+    in_float32 = replace(run, denoiser=run.float32)
     strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}  # the last: the longest
 
     def one(setting: Setting, stem: str) -> Row:

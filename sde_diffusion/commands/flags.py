@@ -87,6 +87,7 @@ def parse(
     require_int("threads", config.threads, 0)
     if config.threads:
         torch.set_num_threads(config.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     for flag, low in (("num_samples", 1), ("batch_size", 1), ("steps", 1)):
         if flag in values and values[flag].value is not None and not isinstance(values[flag].value, list):
             require_int(flag, values[flag].value, low)

@@ -85,6 +85,11 @@ def _options(values: flags.FlagValues) -> ScoringOptions:
     return ScoringOptions(tolerance=tolerance, **{name: getattr(values, name) for name in names})
 
 
+def scorable(run: Run, config: ConfigDict) -> Run:
+    """Return a run whose likelihood is computed in float32, unless ``config.precision`` names another."""
+    return replace(run, denoiser=run.float32) if config.precision == "auto" else run
+
+
 def score_split(
     workdir: Path,
     run: Run,
@@ -114,6 +119,8 @@ def score_split(
     scorer = Scorer(run.denoiser, dataset, k, options, seed, device)
     digest = checkpoints.digest(run.checkpoint)
     key = {"checkpoint": digest, "seed": seed, "num_images": len(k), "options": asdict(options), **facts}
+    if run.dtype != "float32":
+        key["dtype"] = run.dtype
     path = workdir / f"{stem}.npz"
     _keep_other(path, key)
     with tqdm(total=len(k), unit="image", desc=stem, disable=quiet, leave=False) as progress:
@@ -143,7 +150,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
     options = _options(values)
     require_int("num_images", values.num_images, 0)
     require(not (values.image and values.against), "image", values.image, "no --against beside it", "run it twice")
-    loaded = load_run(workdir, config, device)
+    loaded = scorable(load_run(workdir, config, device), config)
     if values.image:
         return _score_pictures(values, loaded, options, config, device)
     dataset = configuration.build_dataset(config)

@@ -30,6 +30,7 @@ from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
 from sde_diffusion.files import provenance, read_json, write_atomically
+from sde_diffusion.networks.execution import precision_of
 from sde_diffusion.ops import column
 from sde_diffusion.training import checkpoints
 
@@ -49,7 +50,8 @@ class Run:
     """A trained run, ready to be sampled.
 
     Attributes:
-        denoiser: around the averaged weights.
+        denoiser: around the averaged weights, run as the configuration says.
+        float32: the same in float32, not compiled: what likelihoods and exact solutions are computed with.
         shape: shape of one sample.
         levels: number of grey levels of the data; None for vectors.
         checkpoint: folder of the weights.
@@ -57,10 +59,16 @@ class Run:
     """
 
     denoiser: Denoiser
+    float32: Denoiser
     shape: tuple[int, ...]
     levels: int | None
     checkpoint: Path
     step: int
+
+    @property
+    def dtype(self) -> str:
+        """The precision in which the denoiser's network is run."""
+        return precision_of(self.denoiser.net)
 
 
 def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
@@ -82,7 +90,9 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
     network = configuration.build_network(config, shape)
     step = checkpoints.load_ema(folder, network)
     network = network.to(device).eval().requires_grad_(False)
-    return Run(configuration.build_denoiser(config, network), shape, data.get("levels"), folder, step)
+    denoiser = configuration.build_denoiser(config, configuration.execute_network(config, network))
+    float32 = configuration.build_denoiser(config, network)
+    return Run(denoiser, float32, shape, data.get("levels"), folder, step)
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         sampler=repr(sampler),
         nfe=drawn.nfe,
         seconds=round(drawn.seconds, 3),
+        dtype=loaded.dtype,
         config=config.to_dict(),
     )
     steps = f"_{sampler.num_steps}" if hasattr(sampler, "num_steps") else ""

@@ -88,7 +88,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     k = dataset.test[:NUM_SCORED]
     facts = {"data": dataset.name, "split": "test"}
     options = {"seed": config.seed, "device": device, "quiet": quiet}
-    _, scored = likelihood.score_split(workdir, loaded, dataset, k, ScoringOptions(), facts, **options)
+    exact = likelihood.scorable(loaded, config)
+    _, scored = likelihood.score_split(workdir, exact, dataset, k, ScoringOptions(), facts, **options)
     say(f"\nlikelihood of {len(k)} held-out images\n{bits.as_text(scored)}\n", quiet)
 
     train_x, test_x = dataset.scale(dataset.train), dataset.scale(dataset.test)

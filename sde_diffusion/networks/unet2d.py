@@ -24,6 +24,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.networks.embeddings import EMBEDDINGS, GaussianFourier, Sinusoidal
 from sde_diffusion.networks.layers import (
     NETWORKS,
+    GroupNorm,
     conv,
     double,
     fir_double,
@@ -67,7 +68,7 @@ class Style:
         """Return the normalisation of so many channels, in ``groups`` groups or those of the style."""
         groups = groups or self.groups or max(1, min(channels // 4, 32))
         require(channels % groups == 0, "groups", groups, f"a divisor of {channels} channels")
-        return nn.GroupNorm(groups, channels, eps=self.eps)
+        return GroupNorm(groups, channels, eps=self.eps)
 
 
 def _mix(x: Tensor, h: Tensor, divisor: float) -> Tensor:

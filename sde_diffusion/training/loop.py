@@ -156,7 +156,10 @@ def train(
             first = step * options.batch_size
             # Streams of training and of sampling under one seed are kept apart by the offset.
             noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
-            x0 = batch(step, noise).to(device)
+            x0 = batch(step, noise)
+            if device.type == "cuda":
+                x0 = x0.pin_memory()  # so that the copy does not wait for the device
+            x0 = x0.to(device, non_blocking=True)
             losses, _ = loss(denoiser, x0, noise)
             value = losses.mean()
             state.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,193 @@
+"""What benchmarks share: runs in turns, ratios with their spread, peaks of memory, two networks in both libraries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+import sde_diffusion as sd
+from sde_diffusion.files import provenance, read_json, write_json
+from sde_diffusion.networks.execution import execute, precision_of
+
+THEIRS, OURS, COMPILED = SIDES = "theirs", "ours", "ours, compiled"
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cifar10": {  # google/ddpm-cifar10-32, 35.7M parameters
+        "sample_size": 32,
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,
+        "norm_eps": 1e-6,
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+        "downsample_padding": 0,
+    },
+    "mnist": {  # 1.1M parameters
+        "sample_size": 28,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (32, 64, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    },
+}
+"""Arguments of diffusers' UNet2DModel; the weights are random, which costs the same."""
+
+
+def shape_of(name: str) -> tuple[int, int, int]:
+    side = NETWORKS[name]["sample_size"]
+    return NETWORKS[name].get("in_channels", 3), side, side
+
+
+def save_theirs(name: str, folder: Path, seed: int, **changes: Any) -> None:
+    """Write a pipeline of theirs with random weights."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    model = diffusers.UNet2DModel(**{**NETWORKS[name], **changes})
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(folder)
+
+
+def load_theirs(folder: Path, device: str) -> nn.Module:
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    model: nn.Module = diffusers.UNet2DModel.from_pretrained(folder / "unet").to(device)
+    return model
+
+
+def load_ours(folder: Path, side: str, options: argparse.Namespace) -> tuple[sd.Denoiser, nn.Module]:
+    """Read the same weights as a denoiser of ours, run as its side and the options say, and its network."""
+    denoiser = sd.load_pretrained(folder, device=options.device)
+    network: nn.Module = denoiser.net  # type: ignore[assignment]
+    denoiser.net = execute(network, options.precision, side == COMPILED)
+    return denoiser, network
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return what comparisons of the two networks are told."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--network", choices=list(NETWORKS), action="append", help="default: both")
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--batch_size", type=int, default=16)
+    found.add_argument("--steps", type=int, default=4)
+    found.add_argument("--repeats", type=int, default=5)
+    found.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
+    found.add_argument("--precision", default="auto", help="of ours: auto, float32 or bfloat16")
+    found.add_argument("--compile", action="store_true", help="ours a second time, compiled")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--output", type=Path, default=Path(sys.argv[0]).with_suffix(".json"))
+    found.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
+    found.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return found
+
+
+def in_turns(runs: dict[str, Callable[[], float]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Run all in turns and return the times of each; the first turns, which warm up, are dropped."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + warm_up):
+        for name, run in runs.items():
+            times[name].append(run())
+    return {name: values[warm_up:] for name, values in times.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=20)
+    return {"median": statistics.median(values), "p5": cuts[0], "p95": cuts[-1]}
+
+
+def ratio(a: list[float], b: list[float]) -> dict[str, float]:
+    return spread([x / y for x, y in zip(a, b, strict=True)])
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peak so far; on Linux by its own file."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_memory(device: str = "cpu") -> float:
+    """Peak memory of this process in MiB: resident (Linux), or what PyTorch held on the device."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Not getrusage: its peak survives exec, so that a child reports its parent's.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def profile(run: Callable[[], float], device: str) -> dict[str, float]:
+    """Return the share of the time of each operation that takes 2 % or more; what a compiler fused has one name."""
+    on_device = device != "cpu"
+    with torch.profiler.profile() as trace:
+        run()
+    events = trace.key_averages()
+    own = {e.key: e.self_device_time_total if on_device else e.self_cpu_time_total for e in events}
+    total = sum(own.values())
+    named = {("fused by the compiler" if "CompiledFxGraph" in key else key): v / total for key, v in own.items()}
+    return {key: share for key, share in sorted(named.items(), key=lambda item: -item[1]) if share >= 0.02}
+
+
+Prepare = Callable[[str, str, Path, argparse.Namespace], Callable[[], float]]
+"""``prepare(side, network, folder, options)`` returns a function that runs once and returns seconds an image."""
+
+
+def compare(prepare: Prepare, options: argparse.Namespace) -> None:
+    """Compare both sides on the networks of the options and write the JSON; each peak of memory in its own process."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.only:  # a child: run twice, tell the peak, into which neither loading nor compiling goes
+        run = prepare(options.only, options.network[0], options.folder, options)
+        if options.only == COMPILED:
+            run()
+        reset_peak(options.device)
+        run(), run()
+        print(peak_memory(options.device))
+        return
+    sides = SIDES if options.compile else SIDES[:2]
+    # Networks measured before are kept, each with what made it.
+    results = read_json(options.output)["networks"] if options.output.exists() else {}
+    probe = execute(nn.Linear(1, 1, device=options.device), options.precision)
+    facts = {
+        "threads": torch.get_num_threads(),
+        "precision of ours": precision_of(probe),
+        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats")},
+    }
+    for name in options.network or NETWORKS:
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            save_theirs(name, folder, options.seed)
+            runs = {side: prepare(side, name, folder, options) for side in sides}
+            times = in_turns(runs, options.repeats, warm_up=1)
+            memory = {}
+            for side in sides:
+                command = [sys.executable, *sys.argv, "--network", name, "--only", side, "--folder", str(folder)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                memory[side] = float(done.stdout.split()[-1])
+        results[name] = {
+            "made_by": provenance(options.device, **facts),
+            "images_per_second": {side: spread([1.0 / v for v in values]) for side, values in times.items()},
+            "over_theirs": {side: ratio(times[THEIRS], times[side]) for side in sides[1:]},
+            "peak_memory_MiB": memory,
+            "share_of_time": {side: profile(run, options.device) for side, run in runs.items()},
+        }
+        write_json(options.output, {"networks": results})
+        print(name, json.dumps(results[name], indent=2), flush=True)

@@ -1,0 +1,240 @@
+"""How networks are run: bfloat16 within its rounding, float32 outside, compiled, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import samplers
+import sde_diffusion as sd
+from sde_diffusion import config as configuration
+from sde_diffusion.commands.main import main
+from sde_diffusion.commands.sample import load_run
+from sde_diffusion.evaluation.sweep import read_rows
+from sde_diffusion.networks import NETWORKS, winograd
+from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
+from tests.test_commands import refused, trained
+from tests.test_networks import LABELS, SMALL, awake, inputs
+
+__all__ = ["trained"]
+
+ROUNDING = 2.0**-8  # of one number in bfloat16
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sde_diffusion.networks.execution.bfloat16_pays", lambda device: False)
+
+
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sde_diffusion.networks.execution.bfloat16_pays", lambda device: True)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_bfloat16_is_float32_within_its_rounding(name: str) -> None:
+    """Errors of dozens of layers add up like noise: a few roundings of the output's size, and not none."""
+    network = awake(NETWORKS.build(name, **SMALL[name]), std=0.1)
+    x, label = inputs(name), LABELS["999 t"]
+    exact, found = network(x, label), execute(network, "bfloat16")(x, label)
+    assert found.dtype == torch.float32
+    error = (found - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 0.0 < error < 8 * ROUNDING
+
+
+@pytest.mark.parametrize("name", [n for n in samplers.names() if "num_steps" in samplers.config(n)])
+def test_the_state_stays_in_its_own_precision(name: str) -> None:
+    seen = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            seen.append((x.dtype, label.dtype))
+            out: Tensor = self.conv(x)
+            assert out.dtype == torch.bfloat16
+            return out
+
+    result = samplers.build(name, num_steps=3).draw(sd.Denoiser(execute(Net(), "bfloat16"), sd.VPSDE()), (2, 1, 4, 4))
+    assert result.x.dtype == torch.float32
+    assert result.times.dtype == torch.float64
+    assert set(seen) == {(torch.float32, torch.float32)}
+
+
+@pytest.mark.usefixtures("no_hardware")
+def test_auto_leaves_a_network_alone_where_bfloat16_does_not_pay() -> None:
+    network = NETWORKS.build("mlp", **SMALL["mlp"])
+    assert execute(network) is execute(network, "float32") is network
+    assert precision_of(network) == precision_of(lambda x, label: x) == "float32"
+
+
+@pytest.mark.usefixtures("hardware")
+def test_auto_takes_bfloat16_where_it_pays() -> None:
+    network = NETWORKS.build("mlp", **SMALL["mlp"])
+    assert precision_of(execute(network)) == "bfloat16"
+    assert execute(network, "float32") is network
+
+
+def test_no_device_without_numbers_is_said_to_pay() -> None:
+    assert not bfloat16_pays(torch.device("meta"))
+    assert not bfloat16_pays(torch.device("mps"))
+
+
+def test_weights_are_trained_in_float32() -> None:
+    network = awake(NETWORKS.build("unet", **SMALL["unet"]))
+    executed = execute(network, "bfloat16")
+    executed(inputs("unet"), LABELS["999 t"]).square().sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in network.parameters() if p.grad is not None)
+    assert [id(p) for p in executed.parameters()] == [id(p) for p in network.parameters()]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_is_the_same_function(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    """Through the whole of the compiler but its code generation, which takes a minute."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net, mode: real(net, backend="aot_eager"))
+    network = awake(NETWORKS.build("mlp", **SMALL["mlp"])).train(training)
+    executed = execute(network, "float32", compiled=True)
+    assert isinstance(executed, Executed)
+    x, label = inputs("mlp"), LABELS["999 t"]
+    torch.testing.assert_close(executed(x, label), network(x, label))
+    for run in (executed, network):
+        run(x, label).square().sum().backward()
+    once, *_ = (p.grad for p in network.parameters() if p.grad is not None)
+    network.zero_grad()
+    network(x, label).square().sum().backward()
+    twice, *_ = (p.grad for p in network.parameters() if p.grad is not None)
+    torch.testing.assert_close(once, 2 * twice)
+
+
+@pytest.mark.slow
+def test_compiled_to_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = awake(NETWORKS.build("unet", **SMALL["unet"])).requires_grad_(False)
+    x, label = inputs("unet"), LABELS["999 t"]
+    exact = network(x, label)
+    for precision, tolerance in (("float32", 1e-5), ("bfloat16", 8 * ROUNDING)):
+        found = execute(network, precision, compiled=True)(x, label)
+        assert (found - exact).abs().max() < tolerance * exact.abs().max() * 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.precision=half", "precision='half': expected one of auto, float32, bfloat16"),
+        ("--config.compile=maybe", "compile"),
+        ("--config.tf32=3.5", "tf32"),
+    ],
+)
+def test_bad_values_are_one_line(trained: Path, capsys: pytest.CaptureFixture[str], flag: str, words: str) -> None:
+    assert words in refused(capsys, "sample", f"--workdir={trained}", "--device=cpu", flag)
+
+
+def test_compile_wants_a_bool() -> None:
+    with pytest.raises(sd.InputError, match="compile=1: expected True or False"):
+        execute(nn.Linear(1, 1), "float32", compiled=1)  # type: ignore[arg-type]
+
+
+def test_workdirs_of_before_are_read(trained: Path, tmp_path: Path) -> None:
+    content = json.loads((trained / "config.json").read_text())
+    for key in ("precision", "compile", "tf32"):
+        del content["config"][key]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = configuration.load_config(tmp_path / "config.json")
+    assert (config.precision, config.compile, config.tf32) == ("auto", False, False)
+
+
+def sampled(workdir: Path, *flags: str) -> tuple[np.ndarray, dict[str, Any]]:
+    quick = ("--sampler=ddim", "--steps=3", "--num_samples=4", "--quiet", "--device=cpu")
+    assert main(["sample", f"--workdir={workdir}", *quick, *flags]) == 0
+    with np.load(workdir / "samples" / "ddim_3_seed0.npz") as content:
+        return content["x"], json.loads(str(content["provenance"]))
+
+
+def test_samples_name_their_precision(trained: Path) -> None:
+    exact, facts = sampled(trained, "--config.precision=float32")
+    assert facts["dtype"] == "float32"
+    rounded, facts = sampled(trained, "--config.precision=bfloat16")
+    assert facts["dtype"] == "bfloat16"
+    assert rounded.dtype == np.float32
+    assert 0.0 < np.abs(rounded - exact).max() < 16 * ROUNDING * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("hardware")
+def test_likelihood_is_float32_unless_asked(trained: Path) -> None:
+    """Where sampling takes bfloat16 by itself, a score is still what it is elsewhere."""
+    config = configuration.load_config(trained / "config.json")
+    assert load_run(trained, config, torch.device("cpu")).dtype == "bfloat16"
+    found = []
+    for flags in ([], ["--config.precision=float32"], ["--config.precision=bfloat16"]):
+        few = ["--num_images=2", "--tolerance=1e-2", "--bound_draws=2", "--bound_steps=2", "--quiet", "--device=cpu"]
+        assert main(["likelihood", f"--workdir={trained}", *few, *flags]) == 0
+        with np.load(trained / "likelihood.npz") as content:
+            found.append(content["ode"])
+    assert (found[0] == found[1]).all()
+    assert (found[0] != found[2]).all()
+
+
+def test_benchmark_rows_name_their_precision(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few = ["--samplers=ancestral", "--steps=2", "--seeds=7", "--num_samples=80", "--quiet", "--device=cpu"]
+    for precision in ("float32", "bfloat16"):
+        assert main(["benchmark", f"--workdir={trained}", *few, f"--config.precision={precision}"]) == 0
+    rows = [row for row in read_rows(trained / "benchmark.jsonl") if row["seed"] == 7]
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"]
+
+
+def test_training_in_bfloat16_follows_float32(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        flags = ["--config.data.name=two_moons", "--config.network.name=mlp", "--config.training.num_steps=6"]
+        flags += ["--config.training.log_every=1", f"--config.precision={precision}", "--quiet", "--device=cpu"]
+        assert main(["train", f"--workdir={tmp_path / precision}", *flags]) == 0
+        lines = (tmp_path / precision / "train.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=4 * ROUNDING)
+
+
+@pytest.mark.parametrize(("batch", "side", "channels"), [(5, 32, 128), (64, 8, 130), (40, 12, 128)])
+def test_fewer_multiplications_give_the_same_convolution(batch: int, side: int, channels: int) -> None:
+    """Against float64, no worse than twice the direct form; a batch that does not divide into equal parts, too."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, side, side, generator=generator).to(memory_format=torch.channels_last)
+    weight = torch.randn(128, channels, 3, 3, generator=generator) / 30.0
+    bias = torch.randn(128, generator=generator)
+    with torch.no_grad():
+        assert winograd.pays(x, weight)
+        exact = nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+        direct = nn.functional.conv2d(x, weight, bias, padding=1)
+        found = winograd.convolve(x, weight, bias)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    rms = [(y - exact).square().mean().sqrt() for y in (found, direct)]
+    assert rms[0] < 2 * rms[1]
+
+
+def test_fewer_multiplications_only_where_they_pay() -> None:
+    weight = torch.empty(128, 128, 3, 3)
+    x = torch.empty(16, 128, 16, 16)
+    assert not winograd.pays(x, weight)  # gradients are wanted
+    with torch.no_grad():
+        assert winograd.pays(x, weight)
+        assert not winograd.pays(x.double(), weight.double())
+        assert not winograd.pays(x[:15], weight)
+        assert not winograd.pays(torch.empty(32, 128, 14, 14), weight)
+        assert not winograd.pays(x, torch.empty(64, 128, 3, 3))
+        assert not winograd.pays(x.to("meta"), weight.to("meta"))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not winograd.pays(x, weight)
