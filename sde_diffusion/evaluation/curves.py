@@ -162,7 +162,7 @@ def recommendation(found: Sequence[Point], metric: str) -> list[str]:
     if finite:
         best = min(finite, key=lambda point: point.metric)
         good = [p for p in finite if p.metric - best.metric <= QUANTILE * math.hypot(p.error, best.error)]
-        cheap = min(good, key=lambda point: point.nfe)
+        cheap = min(good, key=lambda point: (point.nfe, point.metric))
         sentences.append(
             f"Cheapest within the error of the best ({best.curve} with {best.setting}, {best.text}): "
             f"{cheap.curve} with {cheap.setting} ({cheap.nfe:.0f} evaluations), {metric} {cheap.text}."
