@@ -263,4 +263,5 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     weights = Path(values.inception_weights) if values.inception_weights else None
     against = Against(values.num_samples, values.batch_size, values.split, values.extractor, weights, values.kid_subset)
     sweep_run(workdir, config, load_run(workdir, config, device), plan, against, device, values.quiet)
-    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {workdir}; look: sde-diffusion report --workdir={workdir}")
+    look = f"sde-diffusion report --workdir={workdir}"
+    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {workdir}; look: {look}", values.quiet)

@@ -17,11 +17,12 @@ from sde_diffusion.commands.flags import define_run_flags, pick_device, say
 from sde_diffusion.commands.sample import Drawn, load_run, save_samples
 from sde_diffusion.commands.train import train_run
 from sde_diffusion.evaluation import bits
+from sde_diffusion.evaluation.curves import setting_text
 from sde_diffusion.evaluation.distances import energy_distance, nearest_distances
 from sde_diffusion.evaluation.pictures import save_grid
 from sde_diffusion.evaluation.report import write_report
 from sde_diffusion.evaluation.scoring import ScoringOptions
-from sde_diffusion.evaluation.sweep import Row, Setting
+from sde_diffusion.evaluation.sweep import Row, Setting, settings
 from sde_diffusion.files import provenance
 
 NUM_SAMPLES = 450
@@ -52,8 +53,8 @@ def plan(seed: int) -> list[Setting]:
     found = []
     for name in samplers.names():
         defaults = samplers.config(name)
-        option, usual = ("num_steps", USUAL) if "num_steps" in defaults else ("tolerance", defaults["rtol"])
-        found += [Setting(name, option, value, seed) for value in PLAN.get(name, [usual])]
+        steps, tolerances = PLAN.get(name, [USUAL]), PLAN.get(name, [defaults.get("rtol", 0.0)])
+        found += settings({name: list(defaults)}, steps, tolerances, [seed])
     return found
 
 
@@ -63,7 +64,7 @@ def _table(rows: list[Row]) -> str:
     cells = [("sampler", "setting", "NFE", "seconds", metric, "pixels, to test", "nearest training image")]
     for row in {row["sampler"]: row for row in rows}.values():
         found, seconds = row["metrics"], f"{row['seconds']:.1f}"
-        setting = f"{row['value']:g} steps" if row["option"] == "num_steps" else f"tolerance {row['value']:g}"
+        setting = setting_text(row["option"], row["value"])
         quality, distance = (f"{found[m]:.4g} ± {found[f'{m} error']:.2g}" for m in (metric, "energy distance"))
         cells.append(
             (row["sampler"], setting, f"{row['nfe']:.0f}", seconds, quality, distance, f"{found['nearest ratio']:.2f}")
@@ -95,8 +96,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     train_x, test_x = dataset.scale(dataset.train), dataset.scale(dataset.test)
     usual = nearest_distances(test_x, train_x).mean()
     save_grid(workdir / "samples" / "(test images).png", test_x[:GRID])
-    settings = plan(config.seed)
-    last = {setting.sampler: setting for setting in settings}
+    planned = plan(config.seed)
+    last = {setting.sampler: setting for setting in planned}
 
     def pixels(setting: Setting, sampler: Sampler, drawn: Drawn) -> dict[str, float]:
         x = drawn.x.clamp(-1.0, 1.0)
@@ -109,7 +110,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         return {"energy distance": gap.value, "energy distance error": gap.std_error, "nearest ratio": ratio}
 
     say(f"sampling {values.num_samples} with every sampler", quiet)
-    rows = sweep_run(workdir, config, loaded, settings, against, device, quiet, hook=pixels)
+    rows = sweep_run(workdir, config, loaded, planned, against, device, quiet, hook=pixels)
     page = write_report([workdir])[0]
     say(
         f"\n{_table(rows)}\n"

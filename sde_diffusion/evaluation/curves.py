@@ -44,6 +44,11 @@ def measurements(rows: Sequence[Row]) -> list[list[Row]]:
     return list(reversed(groups.values()))
 
 
+def setting_text(option: str, value: float) -> str:
+    """Return a setting as words: "10 steps" or "tolerance 0.01"."""
+    return f"{value:g} steps" if option == "num_steps" else f"tolerance {value:g}"
+
+
 @dataclass(frozen=True)
 class Point:
     """The mean over seeds of one sampler at one setting.
@@ -70,7 +75,7 @@ class Point:
     @property
     def setting(self) -> str:
         """Steps or tolerance, for a sentence."""
-        return f"{self.value:g} steps" if self.option == "num_steps" else f"tolerance {self.value:g}"
+        return setting_text(self.option, self.value)
 
     @property
     def text(self) -> str:

@@ -19,6 +19,7 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import (
     SOLVER_ERROR,
+    Point,
     as_csv,
     by_curve,
     measurements,
@@ -114,7 +115,8 @@ def read_record(folder: Path) -> Record:
     whole = [line for line in written if line.endswith("\n")]  # the last may be torn, while a training runs
     for number, line in enumerate(whole, start=1):
         try:
-            lines.append({key: json.loads(line)[key] for key in ("step", "loss", "learning_rate")})
+            content = json.loads(line)
+            lines.append({key: content[key] for key in ("step", "loss", "learning_rate")})
         except (ValueError, TypeError, KeyError):
             raise InputError(
                 f"{path}: line {number} is not one of a training; remove it: {line.strip()[:60]!r}"
@@ -156,8 +158,12 @@ def _named(rows: Sequence[Row], record: Record) -> list[Row]:
     return [{**row, "run": record.name} for row in rows]
 
 
-def _embedded(path: Path, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _picture(path: Path, caption: Point) -> dict[str, Any]:
+    return {"caption": caption, "image": _embedded(path.read_bytes(), "image/png")}
 
 
 def _gallery(rows: Sequence[Row], folders: dict[str, Path]) -> list[dict[str, Any]]:
@@ -169,9 +175,9 @@ def _gallery(rows: Sequence[Row], folders: dict[str, Path]) -> list[dict[str, An
             row = min(point.rows, key=lambda r: int(r["seed"]))
             path = folders[row["run"]] / PICTURES / f"{row.get('picture')}.png"
             if path.exists():
-                cells.append({"caption": point, "image": _embedded(path), "seed": row["seed"]})
+                cells.append(_picture(path, point))
             longer = path.with_name(f"{path.stem}{TRAJECTORY}.png")
-            strip = {"caption": point, "image": _embedded(longer)} if longer.exists() else strip
+            strip = _picture(longer, point) if longer.exists() else strip
         if cells:
             found.append({"curve": curve, "cells": cells, "strip": strip})
     return found
@@ -192,7 +198,7 @@ def _sweep_section(rows: Sequence[Row], folders: dict[str, Path]) -> dict[str, A
         "names": names,
         "table": list(zip(*found.values(), strict=True)),
         "gallery": _gallery(rows, folders),
-        "csv": "data:text/csv;base64," + base64.b64encode(as_csv(rows).encode()).decode(),
+        "csv": _embedded(as_csv(rows).encode(), "text/csv"),
         "key": {field: first.get(field) for field in ALIKE},
         "checkpoints": sorted({str(row["checkpoint"]) for row in rows}),
     }
@@ -234,8 +240,9 @@ def write_report(folders: Sequence[Path]) -> list[Path]:
         return Markup(to_html(figure, WIDGET, include_plotlyjs=False, full_html=False, div_id=f"figure-{next(number)}"))
 
     trained = {record.name: record.training for record in records if record.training}
-    keys = list(dict.fromkeys(key for record in records for key in record.configuration))
-    settings = [(key, [record.configuration.get(key, "") for record in records]) for key in keys]
+    configurations = [record.configuration for record in records]
+    keys = list(dict.fromkeys(key for configuration in configurations for key in configuration))
+    settings = [(key, [configuration.get(key, "") for configuration in configurations]) for key in keys]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -44,7 +44,7 @@ class Setting:
 
 
 def settings(
-    options: dict[str, Sequence[str]], steps: Sequence[int], tolerances: Sequence[float], seeds: Sequence[int]
+    options: dict[str, Sequence[str]], steps: Sequence[float], tolerances: Sequence[float], seeds: Sequence[int]
 ) -> list[Setting]:
     """Return all runs of a sweep, the cheap ones of all samplers first.
 

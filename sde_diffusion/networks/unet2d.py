@@ -181,6 +181,13 @@ class ConvUp(nn.Module):
         return out
 
 
+def _read_kind(kind: str, style: Style) -> tuple[str, bool, Style]:
+    """Return how a level changes its size, whether it attends, and the style of its blocks."""
+    resample, _, attention = kind.partition("+")
+    own = replace(style, groups=0, divisor=math.sqrt(2.0)) if resample == "fir" else style
+    return resample, bool(attention), own
+
+
 class Down(nn.Module):
     """One level on the way down: blocks, and then, unless it is the last, half the size.
 
@@ -206,10 +213,8 @@ class Down(nn.Module):
         last: bool,
     ) -> None:
         super().__init__()
-        resample, _, attention = kind.partition("+")
+        resample, attention, style = _read_kind(kind, style)
         fir = resample == "fir"
-        if fir:
-            style = replace(style, groups=0, divisor=math.sqrt(2.0))
         blocks = [Block(out_channels if i else in_channels, out_channels, style) for i in range(num_blocks)]
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(
@@ -260,10 +265,8 @@ class Up(nn.Module):
         last: bool,
     ) -> None:
         super().__init__()
-        resample, _, attention = kind.partition("+")
+        resample, attention, style = _read_kind(kind, style)
         fir = resample == "fir"
-        if fir:
-            style = replace(style, groups=0, divisor=math.sqrt(2.0))
         blocks, attentions = [], []
         for i, met in enumerate(met_channels):
             below = out_channels if i else in_channels
