@@ -141,9 +141,9 @@ def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def execute_network(config: ConfigDict, network: nn.Module) -> nn.Module:
+def execute_network(config: ConfigDict, network: nn.Module, training: bool = False) -> nn.Module:
     """Return a network, on its device, as ``config.precision`` and ``config.compile`` want it run."""
-    return execute(network, config.precision, config.compile)
+    return execute(network, config.precision, config.compile, training)
 
 
 def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:

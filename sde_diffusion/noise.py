@@ -1,16 +1,18 @@
-"""Noise that depends on (seed, sample index, position) and on nothing else.
+"""Noise that depends on (seed, sample index, draw, position) and on nothing else.
 
-A counter-based generator has no state to carry: number j of sample i under a seed is a function of (seed, i, j). A
-sample is therefore the same alone, in a batch of 512, on another device or after a restart; `torch.Generator` needs one
-generator for each sample to do that, and cannot do it across devices.
+A counter-based generator has no state to carry: number j of draw d of sample i under a seed is a function of
+(seed, i, d, j). A sample is therefore the same alone, in a batch of 512, on another device or after a restart;
+`torch.Generator` needs one generator for each sample to do that, and cannot do it across devices.
 
-SplitMix64 is a counter passed through a bijective hash of two 64-bit multiplications and three shifts, all of which
-torch has on every device: the integer bits are the same everywhere, the normals to rounding. Of the generators tried
-(Squares, Philox, SplitMix64) it needs the fewest operations, and no compiler (`benchmarks/README.md`). Normals are the
-inverse distribution function of the uniforms, √2 erf⁻¹(u).
+Each draw of each sample is a SplitMix generator of 32-bit words with a start and an odd increment of its own, both
+from SplitMix64: word j is a bijective hash of start + j · increment. Hashes are multiplications and shifts, which torch
+has on every device: the integer bits are the same everywhere, the normals to rounding. Of the generators tried
+(Squares, Philox, SplitMix64 throughout) this needs the least time, and no compiler (`benchmarks/README.md`). Normals
+are the inverse distribution function of the uniforms, √2 erf⁻¹(u).
 
 References:
-    G. Steele, D. Lea, C. Flood, "Fast Splittable Pseudorandom Number Generators", 2014, OOPSLA (mix64variant13).
+    G. Steele, D. Lea, C. Flood, "Fast Splittable Pseudorandom Number Generators", 2014, OOPSLA (SplitMix; mix32 is the
+    finaliser of A. Appleby's MurmurHash3, mix64variant13 that of SplitMix64).
     J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011, SC'11.
 """
 
@@ -27,58 +29,78 @@ from sde_diffusion.errors import require_int
 _AHEAD = 1 << 18
 _GAMMA = 0x9E3779B97F4A7C15
 _TO_UNIT = 2.0**-31 * (1.0 - 2.0**-24)  # takes 32 signed bits to the open interval, in float32 too
+_MIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+_MIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
+"""MurmurHash3's finaliser without its last shift, which only changes bits that a float32 does not hold."""
 
 
-def _signed(value: int) -> int:
-    """Read a number modulo 2⁶⁴ as the signed one with the same bits, which is what torch stores."""
-    return ((value + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
+def _signed(value: int, bits: int = 64) -> int:
+    """Read a number modulo 2^bits as the signed one with the same bits, which is what torch stores."""
+    return ((value + (1 << bits - 1)) & ((1 << bits) - 1)) - (1 << bits - 1)
 
 
-def _hash_(state: Tensor, spare: Tensor) -> Tensor:
-    """SplitMix64's hash of the counters in ``state`` (int64), in place; masks make torch's shifts logical."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        torch.bitwise_right_shift(state, shift, out=spare).bitwise_and_((1 << 64 - shift) - 1)
+def _hash_(state: Tensor, spare: Tensor, rounds: Sequence[tuple[int, int]]) -> Tensor:
+    """Hash the integers in ``state``, in place; masks make torch's shifts logical.
+
+    Args:
+        rounds: each a shift whose result is combined by exclusive or, and an odd factor.
+    """
+    bits = 8 * state.element_size()
+    for shift, factor in rounds:
+        torch.bitwise_right_shift(state, shift, out=spare).bitwise_and_((1 << bits - shift) - 1)
         state.bitwise_xor_(spare)
         if factor != 1:
-            state.mul_(_signed(factor))
+            state.mul_(_signed(factor, bits))
     return state
 
 
-class SplitMix64:
-    """Outputs of SplitMix64 for many seeds, some draws of ``size`` at a time, in memory that is kept between calls.
+def splitmix64(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Return outputs number ``positions``, counted from 0, of SplitMix64 with ``seeds``: int64 tensors, broadcast."""
+    state = seeds + (positions + 1) * _signed(_GAMMA)
+    return _hash_(state, torch.empty_like(state), _MIX64)
+
+
+def generators(keys: Tensor, draws: Tensor) -> Tensor:
+    """Return start and increment of the generator of each draw of each sample: int32, (D, B, 2).
+
+    Args:
+        keys: one a sample, int64, (B,).
+        draws: their numbers, int64, (D,).
+    """
+    both = splitmix64(keys, draws[:, None])[..., None].view(torch.int32)
+    both[..., 1].bitwise_or_(1)
+    return both
+
+
+class Words:
+    """Words of some draws of many samples at a time, in memory that is kept between calls.
 
     Fresh memory would cost more than the arithmetic done in it.
 
     Args:
-        keys: the seeds, int64, shape (B,).
-        size: outputs a draw.
-        draws: successive draws a call.
+        draws, batch, size: the shape of what a call returns.
+        device: where it is computed.
     """
 
-    def __init__(self, keys: Tensor, size: int, draws: int = 1) -> None:
-        self.keys, self.size, self.draws = keys, size, draws
-        self._steps = torch.arange(1, size + 1, device=keys.device).mul_(_signed(_GAMMA))
-        self._starts = keys + torch.arange(draws, device=keys.device).mul_(_signed(size * _GAMMA))[:, None]
-        self._bits = torch.empty(draws, len(keys), size, dtype=torch.int64, device=keys.device)
-        self._spare = torch.empty_like(self._bits)
+    def __init__(self, draws: int, batch: int, size: int, device: torch.device) -> None:
+        self._positions = torch.arange(size, dtype=torch.int32, device=device)
+        self._words = torch.empty(draws, batch, size, dtype=torch.int32, device=device)
+        self._spare = torch.empty_like(self._words)
 
-    def bits(self, first: int) -> Tensor:
-        """Return the outputs of each seed from ``first`` on, int64, (draws, B, size), good until the next call."""
-        torch.add((self._starts + _signed(first * _GAMMA))[..., None], self._steps, out=self._bits)
-        return _hash_(self._bits, self._spare)
+    def fits(self, draws: int, size: int, device: torch.device) -> bool:
+        """Return whether this is what makes ``draws`` draws of ``size`` words on ``device``."""
+        return (draws, size, device) == (len(self._words), len(self._positions), self._words.device)
 
-
-def sample_keys(seed: int, indices: Tensor) -> Tensor:
-    """Return the stream key of each sample: SplitMix64's hash of output ``indices`` (int64, (B,)) under ``seed``."""
-    keys = (indices + 1) * _signed(_GAMMA) + _signed(seed)
-    spare = torch.empty_like(keys)
-    return _hash_(_hash_(keys, spare), spare)
+    def __call__(self, generators: Tensor) -> Tensor:
+        """Return the first words of generators, (draws, B, 2): int32, (draws, B, size), good until the next call."""
+        torch.mul(self._positions, generators[..., 1:], out=self._words).add_(generators[..., :1])
+        return _hash_(self._words, self._spare, _MIX32)
 
 
 class NoiseStream:
     """Standard normal noise, one independent stream a sample; the default :data:`~sde_diffusion.types.NoiseFn`.
 
-    Every call takes the next numbers of all streams. Several small draws are made in one go (up to 2¹⁸ numbers), which
+    Every call takes the next draw of all streams. Several small draws are made in one go (up to 2¹⁸ numbers), which
     costs half as much as one by one and changes none of them. What a call returns may be changed in place, and is
     overwritten by a later call: whoever keeps it keeps a copy.
 
@@ -89,42 +111,47 @@ class NoiseStream:
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         require_int("seed", seed, 0)
-        self._keys = sample_keys(seed, torch.as_tensor(indices, dtype=torch.int64))
-        self._used = 0  # outputs taken from every stream
-        self._generator = SplitMix64(self._keys, 0)
-        self._ready = torch.empty(0, 0, 0)  # coming draws, (draws, B, 2 words) …
-        self._ready_from = 0  # … that begin at this output
+        self._keys = splitmix64(torch.tensor(_signed(seed)), torch.as_tensor(indices, dtype=torch.int64))
+        self._draw = 0  # the next one
+        self._generators = torch.empty(0, 0, 2)  # of coming draws, (draws, B, 2) …
+        self._generators_from = 0  # … the first of which is this one
+        self._words = Words(0, 0, 0, self._keys.device)
+        self._normals = torch.empty(0, 0, 0)  # of coming draws, (draws, B, size) …
+        self._ready: tuple[Tensor, ...] = (torch.empty(0),)  # … one by one, in the shape asked for …
+        self._ready_from = 0  # … the first of which is this one
 
-    def _bits(self, size: int, draws: int, device: torch.device) -> Tensor:
-        self._keys, made = self._keys.to(device), self._generator
-        if (made.size, made.draws, made.keys.device) != (size, draws, device):
-            self._generator = SplitMix64(self._keys, size, draws)
-        return self._generator.bits(self._used)
+    def _next_words(self, size: int, draws: int, device: torch.device) -> Tensor:
+        made, first = self._generators, self._draw - self._generators_from
+        if made.device != device or first + draws > len(made):
+            self._keys = self._keys.to(device)
+            ahead = max(draws, min(64, _AHEAD // (8 * len(self._keys))))
+            numbers = torch.arange(self._draw, self._draw + ahead, device=device)
+            made, first = generators(self._keys, numbers), 0
+            self._generators, self._generators_from = made, self._draw
+        if not self._words.fits(draws, size, device):
+            self._words = Words(draws, len(self._keys), size, device)
+        return self._words(made[first : first + draws])
 
-    def _prepare(self, words: int, device: torch.device) -> None:
-        draws = min(8, max(1, _AHEAD // (2 * words * len(self._keys))))
-        halves = self._bits(words, draws, device).view(torch.int32)
-        if self._ready.shape != halves.shape or self._ready.device != device:
-            self._ready = torch.empty(halves.shape, device=device)
-        # Each half of a word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
-        self._ready.copy_(halves).mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0))
-        self._ready_from = self._used
+    def _prepare(self, x: Tensor) -> None:
+        size = math.prod(x.shape[1:])
+        words = self._next_words(size, min(8, max(1, _AHEAD // (size * len(self._keys)))), x.device)
+        if self._normals.shape != words.shape or self._normals.device != x.device:
+            self._normals = torch.empty(words.shape, device=x.device)
+        # A word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
+        torch.mul(words, _TO_UNIT, out=self._normals).erfinv_().mul_(math.sqrt(2.0))
+        self._ready, self._ready_from = self._normals.view(-1, *x.shape).unbind(), self._draw
 
     def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Return the next noise in the shape, dtype and device of ``x`` (B, *); the times do not matter here."""
-        size = math.prod(x.shape[1:])
-        words = (size + 1) // 2
-        draw, rest = divmod(self._used - self._ready_from, words)
-        fits = self._ready.shape[2] == 2 * words and self._ready.device == x.device and rest == 0
-        if not (fits and draw < self._ready.shape[0]):
-            self._prepare(words, x.device)
+        draw, z = self._draw - self._ready_from, self._ready[0]
+        if draw >= len(self._ready) or z.shape != x.shape or z.device != x.device:
+            self._prepare(x)
             draw = 0
-        self._used += words
-        z = self._ready[draw]
-        return (z if size == 2 * words else z[:, :size]).to(x.dtype).reshape(x.shape)
+        self._draw += 1
+        return self._ready[draw].to(x.dtype)
 
     def uniform(self, size: int, device: torch.device | str = "cpu") -> Tensor:
-        """Return the next numbers as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""
-        bits = self._bits(size, 1, torch.device(device))[0] >> 11
-        self._used += size
+        """Return the next draw as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""
+        bits = self._next_words(2 * size, 1, torch.device(device))[0].view(torch.int64) >> 11
+        self._draw += 1
         return bits.bitwise_and_((1 << 53) - 1).to(torch.float64).add_(0.5).mul_(2.0**-53)

@@ -88,6 +88,17 @@ def test_auto_takes_bfloat16_where_it_pays() -> None:
     assert execute(network, "float32") is network
 
 
+@pytest.mark.parametrize(("precision", "training"), [("float32", False), ("float32", True), ("bfloat16", True)])
+def test_float32_trains_in_the_plain_layout_on_a_cpu(precision: str, training: bool) -> None:
+    network = configuration.build_network(configuration.default_config(), (1, 8, 8))
+    exact = network(inputs("unet"), LABELS["999 t"])
+    execute(network, precision, training=training)
+    kernels = [p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    plain = precision == "float32" and training
+    assert all(p.is_contiguous() == plain for p in kernels)
+    torch.testing.assert_close(network(inputs("unet"), LABELS["999 t"]), exact)
+
+
 def test_no_device_without_numbers_is_said_to_pay() -> None:
     assert not bfloat16_pays(torch.device("meta"))
     assert not bfloat16_pays(torch.device("mps"))

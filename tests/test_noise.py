@@ -9,14 +9,42 @@ import torch
 from scipy import stats
 
 import sde_diffusion as sd
-from sde_diffusion.noise import SplitMix64
+from sde_diffusion.noise import _MIX32, Words, _hash_, generators, splitmix64
 
 
 def test_known_answers() -> None:
-    """The first outputs of SplitMix64 for seed 1234567, as published with the reference implementation."""
-    bits = SplitMix64(torch.tensor([1234567]), 3).bits(0)[0, 0]
+    """The first outputs of SplitMix64 for seed 1234567, and MurmurHash3 of nothing for three seeds, as published."""
+    bits = splitmix64(torch.tensor(1234567), torch.arange(3))
     assert [b % 2**64 for b in bits.tolist()] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert torch.equal(SplitMix64(torch.tensor([1234567]), 2).bits(1)[0, 0], bits[1:])
+    states = torch.tensor([0, 1, -1], dtype=torch.int32)
+    found = [b % 2**32 for b in _hash_(states, torch.empty_like(states), _MIX32).tolist()]
+    assert [b ^ b >> 16 for b in found] == [0, 0x514E28B7, 0x81F16F39]
+
+
+def test_words_follow_their_definition() -> None:
+    """Word j of draw d is the hash of start + j · increment, the halves of SplitMix64's output d (in Python's ints)."""
+    keys, mask = torch.tensor([5, -7]), 2**32 - 1
+    words = Words(3, 2, 4, keys.device)(generators(keys, torch.tensor([6, 7, 8])))
+    for d in range(3):
+        for i, both in enumerate(splitmix64(keys, torch.tensor(6 + d)).tolist()):
+            start, increment = both & mask, (both >> 32 & mask) | 1
+            for j in range(4):
+                h = start + j * increment & mask
+                for shift, factor in _MIX32:
+                    h = (h ^ h >> shift) * factor & mask
+                assert int(words[d, i, j]) & mask == h
+
+
+def test_every_bit_of_a_word_depends_on_every_bit_of_its_counter() -> None:
+    """Flipping a bit of the counter flips each of the upper 24 bits of the word half of the time."""
+    counters, _ = torch.randint(-(2**31), 2**31, (2, 4096), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    rates = []
+    for bit in range(32):
+        flipped = counters ^ torch.tensor(1 << bit).to(torch.int32)
+        hashed = [_hash_(c.clone(), torch.empty_like(c), _MIX32) for c in (counters, flipped)]
+        changed = hashed[0] ^ hashed[1]
+        rates += [float((changed >> k & 1).double().mean()) for k in range(8, 32)]
+    assert max(abs(rate - 0.5) for rate in rates) < 5 * 0.5 / math.sqrt(4096)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 5, 5), (2, 4, 4)])
@@ -56,13 +84,16 @@ def test_normality() -> None:
     assert abs(int((z.abs() > 4).sum()) - expected) < 5 * math.sqrt(expected)
 
 
-def test_mixed_draws_never_share_numbers() -> None:
-    """Draws of different sizes from one stream use successive numbers."""
-    a, b = sd.NoiseStream(3, [0]), sd.NoiseStream(3, [0])
-    joined = a.uniform(10)
-    split = torch.cat([b.uniform(3), b.uniform(7)], dim=1)
-    assert torch.equal(joined, split)
-    assert ((joined > 0) & (joined < 1)).all()
+def test_uniforms() -> None:
+    """Kolmogorov-Smirnov over 10⁵ numbers with 53 bits, other ones in the next draw and in the normals'."""
+    stream = sd.NoiseStream(3, range(100))
+    u, other, z = stream.uniform(1000), stream.uniform(1000), stream(torch.empty(100, 2000))
+    assert u.dtype == torch.float64
+    assert ((u > 0) & (u < 1)).all()
+    assert (u * 2.0**53 - 0.5 == (u * 2.0**53 - 0.5).round()).all()
+    assert stats.kstest(u.flatten().numpy(), "uniform").pvalue > 1e-4
+    pairs = torch.stack([u.flatten(), other.flatten(), z[:, ::2].flatten().double(), z[:, 1::2].flatten().double()])
+    assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 5 / math.sqrt(1e5)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "0", True])

@@ -36,7 +36,7 @@ def train_run(workdir: Path, config: ConfigDict, device: torch.device, quiet: bo
     dataset = configuration.build_dataset(config)
     torch.manual_seed(config.seed)
     network = configuration.build_network(config, dataset.shape).to(device)
-    denoiser = configuration.build_denoiser(config, configuration.execute_network(config, network))
+    denoiser = configuration.build_denoiser(config, configuration.execute_network(config, network, training=True))
     loss = configuration.build_loss(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
     size = sum(p.numel() for p in network.parameters())

@@ -47,13 +47,15 @@ class Executed(nn.Module):
         return out.to(x.dtype, copy=self.graphs)  # the next replay of a graph overwrites what it returned
 
 
-def execute(network: nn.Module, precision: str = "auto", compiled: bool = False) -> nn.Module:
+def execute(network: nn.Module, precision: str = "auto", compiled: bool = False, training: bool = False) -> nn.Module:
     """Return a network as it is to be run; itself where that is in float32 and not compiled.
 
     Args:
         network: on its device.
         precision: "float32", "bfloat16", or "auto": bfloat16 where it pays, else float32.
         compiled: run it through ``torch.compile``; the first batch of a shape then takes minutes on a CPU.
+        training: whether it is to be trained, for which float32 on a CPU takes the plain layout instead of channels
+            last: gradients are 1.02 to 1.2 times as fast in it (see the findings).
 
     Raises:
         InputError: on anything else.
@@ -62,6 +64,8 @@ def execute(network: nn.Module, precision: str = "auto", compiled: bool = False)
     require(isinstance(compiled, bool), "compile", compiled, "True or False")
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays(_device(network)) else "float32"
+    if training and precision == "float32" and _device(network).type == "cpu":
+        network.to(memory_format=torch.contiguous_format)
     return Executed(network, precision, compiled) if compiled or precision != "float32" else network
 
 
