@@ -100,7 +100,7 @@ def overhead(seed: int, repeats: int) -> dict[str, Any]:
 def noise_share(seed: int, repeats: int) -> dict[str, Any]:
     """Compare noise with one step of the default network, at the batch sizes of a quick look and of the tour."""
     torch.manual_seed(seed)
-    net = UNet(shape=(1, 8, 8), channels=24, num_blocks=1, attention=()).eval()
+    net = UNet(shape=(1, 8, 8), channels=24, num_blocks=(1,), attention=()).eval()
     denoiser = sd.Denoiser(net, sd.VPSDE())
     shares = {}
     for batch in (64, 450):

@@ -44,7 +44,7 @@ def default_config() -> ConfigDict:
     config.data = _choice(DATASETS, "digits", root="")
     config.sde = _choice(SDES, "vp")
     config.network = _choice(NETWORKS, "unet")
-    config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=1, attention=())
+    config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=(1,), attention=())
     config.denoiser = ConfigDict({"prediction": "v", "sigma_data": 0.0})
     config.denoiser.conditioning = _choice(CONDITIONINGS, "log_snr")
     config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})

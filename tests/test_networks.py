@@ -17,7 +17,7 @@ from sde_diffusion.sdes import VPSDE
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"shape": (2,), "width": 16, "depth": 2},
-    "unet": {"shape": (1, 8, 8), "channels": 8, "num_blocks": 1},
+    "unet": {"shape": (1, 8, 8), "channels": 8, "num_blocks": (1,)},
     # DDPM's 32 groups need two channels each: a group of one forgets its mean, and with it the time.
     "ddpm": {"shape": (1, 8, 8), "channels": 64, "channel_mults": (1, 1), "num_blocks": 1, "attention": (4,)},
     "ddpmpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
@@ -122,7 +122,7 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     ],
 )
 def test_unet_serves_many_shapes(shape: tuple[int, ...], mults: tuple[int, ...]) -> None:
-    net = awake(UNet(shape, channels=8, channel_mults=mults, num_blocks=1, attention=(7, 8)))
+    net = awake(UNet(shape, channels=8, channel_mults=mults, num_blocks=(1,), attention=(7, 8)))
     x = torch.randn(2, *shape)
     assert net(x, torch.tensor([3.0, 700.0])).shape == x.shape
 
@@ -147,9 +147,9 @@ def test_parameter_counts_follow_from_the_architecture() -> None:
     down = block(c, c) + block(c, 2 * c)
     up = block(4 * c, 2 * c) + block(3 * c, c)
     ends = conv(1, c) + 2 * c + conv(c, 1)
-    net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=1, attention=())
+    net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=(1,), attention=())
     assert count(net) == time + down + 2 * block(2 * c, 2 * c) + attention + up + ends
-    assert count(UNet((1, 8, 8), channels=c, num_blocks=1, attention=(4,))) == count(net) + 2 * attention
+    assert count(UNet((1, 8, 8), channels=c, num_blocks=(1,), attention=(4,))) == count(net) + 2 * attention
 
 
 @pytest.mark.parametrize(("channels", "groups", "side"), [(8, 8, 6), (8, 2, 6), (16, 2, 6), (8, 4, 32)])
@@ -266,7 +266,8 @@ def test_embeddings_have_the_stated_waves() -> None:
         ("unet", {"channel_mults": "12"}, "channel_mults='12'"),
         ("unet", {"channels": 10}, "channels=10: expected a multiple of 4"),
         ("unet", {"channels": 2}, "channels=2: expected a whole number of at least 4"),
-        ("unet", {"num_blocks": 0}, "num_blocks=0"),
+        ("unet", {"num_blocks": (0,)}, r"num_blocks=\(0,\)"),
+        ("unet", {"num_blocks": (1, 1, 1)}, r"num_blocks=\(1, 1, 1\)"),
         ("unet", {"attention": (4.0,)}, r"attention=\(4\.0,\)"),
         ("unet", {"dropout": 1.5}, "dropout=1.5"),
         ("unet", {"embedding": "fourrier"}, "embedding='fourrier': unknown; did you mean 'fourier'"),

@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.data.name = "fashion_mnist"
     config.network.unet.channels = 32
     config.network.unet.channel_mults = (1, 2, 2)
-    config.network.unet.num_blocks = 1
+    config.network.unet.num_blocks = (1, 1, 3)
     config.network.unet.attention = (7,)
     config.training.batch_size = 64
     config.training.num_steps = 4800

@@ -38,7 +38,7 @@ def require_sizes(name: str, sizes: Sequence[int], expected: str, length: int | 
 
 
 def require_levels(
-    shape: Sequence[int], channels: int, channel_mults: Sequence[int], num_blocks: int
+    shape: Sequence[int], channels: int, channel_mults: Sequence[int]
 ) -> tuple[int, int, tuple[int, ...]]:
     """Check what all U-Nets are given; returns the image's channels and height, and the multiples of the levels.
 
@@ -53,7 +53,6 @@ def require_levels(
     require(halvable, "shape", tuple(shape), expected, "give fewer channel_mults")
     require_int("channels", channels, 4)
     require(channels % 4 == 0, "channels", channels, "a multiple of 4")
-    require_int("num_blocks", num_blocks, 1)
     return image_channels, height, mults
 
 

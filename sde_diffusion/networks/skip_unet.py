@@ -128,7 +128,8 @@ class SkipUNet(nn.Module, ABC):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        image_channels, height, mults = require_levels(shape, channels, channel_mults, num_blocks)
+        image_channels, height, mults = require_levels(shape, channels, channel_mults)
+        require_int("num_blocks", num_blocks, 1)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
         require_float("dropout", dropout, 0.0, 1.0)
         require_int("num_classes", num_classes, 0)

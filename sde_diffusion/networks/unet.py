@@ -13,12 +13,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion.errors import require_float
+from sde_diffusion.errors import require, require_float
 from sde_diffusion.networks.embeddings import TimeEmbedding
 from sde_diffusion.networks.layers import (
     NETWORKS,
@@ -41,7 +42,8 @@ class UNet(nn.Module):
         shape: (C, H, W) of one image; H and W are halved once per level after the first.
         channels: features at full size, a multiple of 4.
         channel_mults: features of each level in units of ``channels``; as many entries as levels.
-        num_blocks: residual blocks of each level, on the way down and again on the way up.
+        num_blocks: residual blocks of each level, on the way down and again on the way up; one number is that of all
+            levels. Blocks of small size hold as many parameters as others and cost little.
         attention: heights at which every block ends in attention; the middle always does, heights not met are ignored.
         dropout: probability of dropping a feature inside a block.
         embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
@@ -55,31 +57,35 @@ class UNet(nn.Module):
         shape: Sequence[int],
         channels: int = 64,
         channel_mults: Sequence[int] = (1, 2),
-        num_blocks: int = 2,
+        num_blocks: Sequence[int] = (2,),
         attention: Sequence[int] = (4,),
         dropout: float = 0.0,
         embedding: str = "sinusoidal",
     ) -> None:
         super().__init__()
-        image_channels, height, mults = require_levels(shape, channels, channel_mults, num_blocks)
+        image_channels, height, mults = require_levels(shape, channels, channel_mults)
+        expected = f"one whole number of at least 1, or {len(mults)} for as many levels"
+        counts = require_sizes("num_blocks", num_blocks, expected)
+        require(len(counts) in (1, len(mults)), "num_blocks", num_blocks, expected)
+        counts *= len(mults) // len(counts)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
         require_float("dropout", dropout, 0.0, 1.0)
 
         code_width = 4 * channels
-        self.num_blocks = num_blocks
         self.time = TimeEmbedding(embedding, channels, code_width)
         self.stem = conv(image_channels, channels)
-        levels = [(channels * mult, height // 2**depth in sizes) for depth, mult in enumerate(mults)]
+        levels = [(channels * mult, height // 2**depth in sizes, counts[depth]) for depth, mult in enumerate(mults)]
         down, up, below = [], [], channels
-        for out, attend in levels:
-            for _ in range(num_blocks):
+        for out, attend, count in levels:
+            for _ in range(count):
                 down.append(ResBlock(below, out, code_width, dropout, attend))
                 below = out
         middle = [ResBlock(below, below, code_width, dropout, attend) for attend in (True, False)]
-        for out, attend in reversed(levels):
-            for _ in range(num_blocks):
+        for out, attend, count in reversed(levels):
+            for _ in range(count):
                 up.append(ResBlock(below + out, out, code_width, dropout, attend))
                 below = out
+        self.halved, self.doubled = set(accumulate(counts[:-1])), set(accumulate(counts[:0:-1]))
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
         self.norm = group_norm(below)
         self.head = zero_init(conv(below, image_channels))
@@ -89,14 +95,14 @@ class UNet(nn.Module):
         h = self.stem(x)
         skips = []
         for i, block in enumerate(self.down):
-            if i > 0 and i % self.num_blocks == 0:
+            if i in self.halved:
                 h = halve(h)
             h = block(h, code)
             skips.append(h)
         for block in self.middle:
             h = block(h, code)
         for i, block in enumerate(self.up):
-            if i > 0 and i % self.num_blocks == 0:
+            if i in self.doubled:
                 h = double(h)
             h = block(torch.cat([h, skips.pop()], dim=1), code)
         out: Tensor = self.head(F.silu(self.norm(h)))
