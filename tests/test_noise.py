@@ -57,6 +57,20 @@ def test_independent_of_the_batch(shape: tuple[int, ...]) -> None:
         assert torch.equal(seven(torch.empty(7, *shape)), z[38:45])
 
 
+def test_generators_do_not_know_each_other() -> None:
+    """χ² of pairs of bytes between positions, samples and draws; no line stands out of any draw's spectrum."""
+    keys = splitmix64(torch.tensor(0), torch.arange(64))
+    words = Words(64, 64, 1024, keys.device)(generators(keys, torch.arange(64)))
+    byte = words >> 24 & 255
+    for a, b in ((byte[..., :-1], byte[..., 1:]), (byte[:, :-1], byte[:, 1:]), (byte[:-1], byte[1:])):
+        counts = torch.bincount((256 * a + b).flatten(), minlength=1 << 16).double()
+        statistic = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
+        assert stats.chi2.sf(statistic, len(counts) - 1) > 1e-4
+    power = torch.fft.rfft(words.double() / 2**31)[..., 1:-1].abs().square() / (1024 / 3)  # exponential, mean 1
+    largest = (1.0 - torch.exp(-power.amax(dim=-1))) ** power.shape[-1]
+    assert stats.kstest(largest.flatten().numpy(), "uniform").pvalue > 1e-4
+
+
 def test_draws_made_ahead_are_those_made_one_by_one() -> None:
     """A batch so large that nothing is made ahead and a small one give the same numbers, call by call."""
     small, large = sd.NoiseStream(3, range(2)), sd.NoiseStream(3, range(5000))
