@@ -10,8 +10,10 @@ def get_config() -> ConfigDict:
     config.data.name = "fashion_mnist"
     config.network.unet.channels = 32
     config.network.unet.channel_mults = (1, 2, 2)
-    config.network.unet.num_blocks = (1, 1, 3)
+    config.network.unet.num_blocks = (1,)
     config.network.unet.attention = (7,)
+    config.loss.times.name = "log_normal"
+    config.loss.times.log_normal.mean = -0.5
     config.training.batch_size = 64
     config.training.num_steps = 4800
     config.training.learning_rate = 2e-3
