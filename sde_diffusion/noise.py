@@ -80,12 +80,15 @@ class Words:
     Args:
         draws, batch, size: the shape of what a call returns.
         device: where it is computed.
+
+    Attributes:
+        spare: float32, of the same shape; a call uses it, between calls it is free.
     """
 
     def __init__(self, draws: int, batch: int, size: int, device: torch.device) -> None:
         self._positions = torch.arange(size, dtype=torch.int32, device=device)
         self._words = torch.empty(draws, batch, size, dtype=torch.int32, device=device)
-        self._spare = torch.empty_like(self._words)
+        self.spare = torch.empty(draws, batch, size, device=device)
 
     def fits(self, draws: int, size: int, device: torch.device) -> bool:
         """Return whether this is what makes ``draws`` draws of ``size`` words on ``device``."""
@@ -94,7 +97,7 @@ class Words:
     def __call__(self, generators: Tensor) -> Tensor:
         """Return the first words of generators, (draws, B, 2): int32, (draws, B, size), good until the next call."""
         torch.mul(self._positions, generators[..., 1:], out=self._words).add_(generators[..., :1])
-        return _hash_(self._words, self._spare, _MIX32)
+        return _hash_(self._words, self.spare.view(torch.int32), _MIX32)
 
 
 class NoiseStream:
@@ -116,8 +119,7 @@ class NoiseStream:
         self._generators = torch.empty(0, 0, 2)  # of coming draws, (draws, B, 2) …
         self._generators_from = 0  # … the first of which is this one
         self._words = Words(0, 0, 0, self._keys.device)
-        self._normals = torch.empty(0, 0, 0)  # of coming draws, (draws, B, size) …
-        self._ready: tuple[Tensor, ...] = (torch.empty(0),)  # … one by one, in the shape asked for …
+        self._ready: tuple[Tensor, ...] = (torch.empty(0),)  # normals of coming draws, in the shape asked for …
         self._ready_from = 0  # … the first of which is this one
 
     def _next_words(self, size: int, draws: int, device: torch.device) -> Tensor:
@@ -135,11 +137,9 @@ class NoiseStream:
     def _prepare(self, x: Tensor) -> None:
         size = math.prod(x.shape[1:])
         words = self._next_words(size, min(8, max(1, _AHEAD // (size * len(self._keys)))), x.device)
-        if self._normals.shape != words.shape or self._normals.device != x.device:
-            self._normals = torch.empty(words.shape, device=x.device)
         # A word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
-        torch.mul(words, _TO_UNIT, out=self._normals).erfinv_().mul_(math.sqrt(2.0))
-        self._ready, self._ready_from = self._normals.view(-1, *x.shape).unbind(), self._draw
+        normals = self._words.spare.copy_(words).mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0))
+        self._ready, self._ready_from = normals.view(-1, *x.shape).unbind(), self._draw
 
     def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Return the next noise in the shape, dtype and device of ``x`` (B, *); the times do not matter here."""
