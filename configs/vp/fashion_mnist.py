@@ -1,4 +1,4 @@
-"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 0.7 million parameters, 75 minutes on one CPU core, 54 on two."""
+"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 0.7 million parameters, 37 minutes on two CPU cores."""
 
 from ml_collections import ConfigDict
 
@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.loss.times.name = "log_normal"
     config.loss.times.log_normal.mean = -0.5
     config.training.batch_size = 64
-    config.training.num_steps = 4800
+    config.training.num_steps = 3800
     config.training.learning_rate = 2e-3
     config.training.ema_decay = 0.999
     config.training.checkpoint_every = 500
