@@ -64,7 +64,7 @@ def ours(
     denoiser, network = load_ours(folder, side, options)
     network.train().requires_grad_(True)
     settings = TrainingOptions(batch_size=options.batch_size, num_steps=LONG, learning_rate=1e-4, log_every=LONG)
-    state = TrainingState(network, EMA(network).network, make_optimizer(network, settings))
+    state = TrainingState(network, EMA(network), make_optimizer(network, settings))
     loss = sd.DenoisingScoreMatching(TIMES.build("discrete"), WEIGHTINGS.build("simple"))
     load = configuration.training_batch(Dataset("random", data, data, 256), settings, options.seed)
 

@@ -14,6 +14,7 @@ from sde_diffusion.files import provenance, write_json
 from sde_diffusion.pretrained import read_source
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import make_optimizer
 
 
@@ -31,11 +32,11 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     free = not (workdir / CONFIG_FILE).exists() and not checkpoints.existing(workdir)
     require(free, "workdir", str(workdir), "a new folder", "it holds a run already")
     source = read_source(Path(values.source), config, describes=bool(values.config))
-    network, ema = source.network(averaged=False), source.network()
-    optimizer = make_optimizer(network, configuration.build_training(source.config))
-    step = source.pretrained.step
+    network, options = source.network(averaged=False), configuration.build_training(source.config)
+    ema, step = EMA(source.network(), options.ema_decay), source.pretrained.step
+    ema.updates = step
     facts = provenance(seed=source.config.seed, source=source.pretrained.source)
-    checkpoints.save(workdir, TrainingState(network, ema, optimizer, step, ema_updates=step), keep=1, facts=facts)
+    checkpoints.save(workdir, TrainingState(network, ema, make_optimizer(network, options), step), keep=1, facts=facts)
     data = {"shape": list(source.shape), "levels": source.levels}
     write_json(workdir / CONFIG_FILE, {"config": source.config.to_dict(), "data": data, "provenance": facts})
     size = sum(p.numel() for p in network.parameters())

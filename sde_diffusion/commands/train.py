@@ -42,7 +42,7 @@ def train_run(workdir: Path, config: ConfigDict, device: torch.device, quiet: bo
     size = sum(p.numel() for p in network.parameters())
     say(f"{dataset.describe()}\n{config.network.name}: {size:,} parameters on {device}", quiet)
 
-    state = TrainingState(network, EMA(network).network, make_optimizer(network, options))
+    state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
     if checkpoints.existing(workdir):
         folder = checkpoints.newest(workdir)
         checkpoints.restore(folder, state)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import read_json, sha256, write_json
+from sde_diffusion.training.ema import EMA
 
 FORMAT = "sde-diffusion checkpoint 1"
 
@@ -29,17 +30,15 @@ class TrainingState:
 
     Attributes:
         network: in training.
-        ema: the network with averaged weights.
+        ema: its averaged weights.
         optimizer: its optimiser.
         step: number of finished steps.
-        ema_updates: number of finished averages.
     """
 
     network: nn.Module
-    ema: nn.Module
+    ema: EMA
     optimizer: torch.optim.Optimizer
     step: int = 0
-    ema_updates: int = 0
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -64,11 +63,11 @@ def save(workdir: Path, state: TrainingState, keep: int, facts: dict[str, Any]) 
     try:
         for name, tensors in (
             ("network", state.network.state_dict()),
-            ("ema", state.ema.state_dict()),
+            ("ema", state.ema.network.state_dict()),
             ("optimizer", _optimizer_tensors(state.optimizer)),
         ):
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
-        content = {"format": FORMAT, "step": state.step, "ema_updates": state.ema_updates, "provenance": facts}
+        content = {"format": FORMAT, "step": state.step, "ema_updates": state.ema.updates, "provenance": facts}
         write_json(temporary / "state.json", content)
         for file in temporary.iterdir():
             with open(file, "rb") as handle:
@@ -182,7 +181,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     whole = (folder / "network.safetensors").exists()
     require(whole, "workdir", str(folder), "a checkpoint to train on", "this one has averaged weights alone")
     fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
-    fill(state.ema, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
+    state.step, state.ema.updates = load_ema(folder, state.ema.network), int(content["ema_updates"])
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in _read(folder / "optimizer.safetensors").items():
@@ -193,4 +192,3 @@ def restore(folder: Path, state: TrainingState) -> None:
         slots.setdefault(int(index), {})[name] = value
     template = state.optimizer.state_dict()
     state.optimizer.load_state_dict({"state": slots, "param_groups": template["param_groups"]})
-    state.step, state.ema_updates = int(content["step"]), int(content["ema_updates"])

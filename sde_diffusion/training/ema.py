@@ -19,8 +19,12 @@ class EMA:
     ``torch.optim.swa_utils.AveragedModel`` is not used: it reads its counter back from the device at each update.
 
     Args:
-        network: the network in training.
+        network: the network in training, or one whose weights are averages already.
         decay: in [0, 1).
+
+    Attributes:
+        network: the copy.
+        updates: their number.
 
     References:
         Ho et al. 2020, arXiv:2006.11239, Appendix B (0.9999); Song et al. 2021, arXiv:2011.13456, Appendix H.

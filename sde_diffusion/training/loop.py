@@ -19,7 +19,6 @@ from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
-from sde_diffusion.training.ema import EMA
 
 BatchFn = Callable[[int, NoiseStream], Tensor]
 """``batch(step, noise)`` returns the data of a step in model space, (batch_size, *), on the training device."""
@@ -141,9 +140,6 @@ def train(
     """
     from tqdm import tqdm
 
-    ema = EMA(state.network, options.ema_decay)
-    ema.network.load_state_dict(state.ema.state_dict())
-    ema.updates, state.ema = state.ema_updates, ema.network
     device = next(state.network.parameters()).device
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
@@ -169,8 +165,8 @@ def train(
             for group in state.optimizer.param_groups:
                 group["lr"] = options.rate(step)
             state.optimizer.step()
-            ema.update(state.network)
-            state.step, state.ema_updates = step + 1, ema.updates
+            state.ema.update(state.network)
+            state.step = step + 1
             recent.append(value.detach())
 
             last = state.step == options.num_steps
