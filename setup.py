@@ -41,7 +41,15 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["diffusers>=0.30", "mypy>=1.11", "playwright>=1.40", "pytest>=8", "ruff>=0.6", "types-tqdm"]
+        "test": [
+            "diffusers>=0.30",
+            "mypy>=1.11",
+            "playwright>=1.40",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+            "types-tqdm",
+        ]
     },
     entry_points={"console_scripts": ["sde-diffusion = sde_diffusion.commands.main:main"]},
 )

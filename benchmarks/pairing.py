@@ -68,11 +68,13 @@ def load_theirs(folder: Path, device: str) -> nn.Module:
     return model
 
 
-def load_ours(folder: Path, side: str, options: argparse.Namespace) -> tuple[sd.Denoiser, nn.Module]:
+def load_ours(
+    folder: Path, side: str, options: argparse.Namespace, training: bool = False
+) -> tuple[sd.Denoiser, nn.Module]:
     """Read the same weights as a denoiser of ours, run as its side and the options say, and its network."""
     denoiser = sd.load_pretrained(folder, device=options.device)
     network: nn.Module = denoiser.net  # type: ignore[assignment]
-    denoiser.net = execute(network, options.precision, side == COMPILED)
+    denoiser.net = execute(network, options.precision, side == COMPILED, training)
     return denoiser, network
 
 

@@ -61,7 +61,7 @@ def prepare(side: str, name: str, folder: Path, options: argparse.Namespace) -> 
 def ours(
     side: str, data: Tensor, stamp: Callable[[], None], folder: Path, options: argparse.Namespace
 ) -> Callable[[], None]:
-    denoiser, network = load_ours(folder, side, options)
+    denoiser, network = load_ours(folder, side, options, training=True)
     network.train().requires_grad_(True)
     settings = TrainingOptions(batch_size=options.batch_size, num_steps=LONG, learning_rate=1e-4, log_every=LONG)
     state = TrainingState(network, EMA(network), make_optimizer(network, settings))
