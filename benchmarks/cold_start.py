@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from pairing import in_turns, ratio, save_theirs, spread
+from pairing import OURS, in_turns, ratio, save_both, spread
 
 from sde_diffusion.files import provenance, write_json
 
@@ -52,14 +52,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:
-        folder, workdir = Path(temporary, "theirs"), Path(temporary, "ours")
-        save_theirs("mnist", folder, seed=0)
-        process("-m", "sde_diffusion", "convert", f"--source={folder}", f"--workdir={workdir}")()
+        folder = Path(temporary)
+        save_both("mnist", folder, seed=0)
         runs = {
             "import torch": process("-c", "import torch"),
             "import sde_diffusion": process("-c", "import sde_diffusion"),
             "DDPMPipeline": process("-c", PIPELINE, str(folder), options.device),
-            "sde-diffusion sample": process(*SAMPLE, f"--workdir={workdir}", f"--device={options.device}"),
+            "sde-diffusion sample": process(*SAMPLE, f"--workdir={folder / OURS}", f"--device={options.device}"),
         }
         times = in_turns(runs, options.repeats, warm_up=1)
     result = {

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import sde_diffusion as sd
+from sde_diffusion.commands.main import main as sde_diffusion
 from sde_diffusion.files import provenance, read_json, write_json
 from sde_diffusion.networks.execution import execute, precision_of
 
@@ -51,13 +52,15 @@ def shape_of(name: str) -> tuple[int, int, int]:
     return NETWORKS[name].get("in_channels", 3), side, side
 
 
-def save_theirs(name: str, folder: Path, seed: int, **changes: Any) -> None:
-    """Write a pipeline of theirs with random weights."""
+def save_both(name: str, folder: Path, seed: int, **changes: Any) -> None:
+    """Write a pipeline of theirs with random weights, and the same converted to a run of ours."""
     import diffusers
 
     torch.manual_seed(seed)
     model = diffusers.UNet2DModel(**{**NETWORKS[name], **changes})
     diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(folder)
+    if sde_diffusion(["convert", f"--source={folder}", f"--workdir={folder / OURS}", "--quiet"]):
+        raise SystemExit(1)
 
 
 def load_theirs(folder: Path, device: str) -> nn.Module:
@@ -72,7 +75,7 @@ def load_ours(
     folder: Path, side: str, options: argparse.Namespace, training: bool = False
 ) -> tuple[sd.Denoiser, nn.Module]:
     """Read the same weights as a denoiser of ours, run as its side and the options say, and its network."""
-    denoiser = sd.load_pretrained(folder, device=options.device)
+    denoiser = sd.load_pretrained(folder / OURS, device=options.device)
     network: nn.Module = denoiser.net  # type: ignore[assignment]
     denoiser.net = execute(network, options.precision, side == COMPILED, training)
     return denoiser, network
@@ -156,13 +159,14 @@ def compare(prepare: Prepare, options: argparse.Namespace) -> None:
     """Compare both sides on the networks of the options and write the JSON; each peak of memory in its own process."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.only:  # a child: run twice, tell the peak, into which neither loading nor compiling goes
+    if options.only:  # a child: tell the memory before and at the peak of two runs; loading and compiling leave no peak
         run = prepare(options.only, options.network[0], options.folder, options)
         if options.only == COMPILED:
             run()
         reset_peak(options.device)
+        loaded = peak_memory(options.device)
         run(), run()
-        print(peak_memory(options.device))
+        print(loaded, peak_memory(options.device))
         return
     sides = SIDES if options.compile else SIDES[:2]
     # Networks measured before are kept, each with what made it.
@@ -176,19 +180,19 @@ def compare(prepare: Prepare, options: argparse.Namespace) -> None:
     for name in options.network or NETWORKS:
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            save_theirs(name, folder, options.seed)
+            save_both(name, folder, options.seed)
             runs = {side: prepare(side, name, folder, options) for side in sides}
             times = in_turns(runs, options.repeats, warm_up=1)
             memory = {}
             for side in sides:
                 command = [sys.executable, *sys.argv, "--network", name, "--only", side, "--folder", str(folder)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                memory[side] = float(done.stdout.split()[-1])
+                memory[side] = dict(zip(("loaded", "peak"), map(float, done.stdout.split()[-2:]), strict=True))
         results[name] = {
             "made_by": provenance(options.device, **facts),
             "images_per_second": {side: spread([1.0 / v for v in values]) for side, values in times.items()},
             "over_theirs": {side: ratio(times[THEIRS], times[side]) for side in sides[1:]},
-            "peak_memory_MiB": memory,
+            "memory_MiB": memory,
             "share_of_time": {side: profile(run, options.device) for side, run in runs.items()},
         }
         write_json(options.output, {"networks": results})

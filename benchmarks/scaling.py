@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pairing import OURS, SIDES, in_turns, parser, save_theirs, spread
+from pairing import OURS, SIDES, in_turns, parser, save_both, spread
 from throughput import ours, theirs, timed
 
 from sde_diffusion.files import provenance, write_atomically, write_json
@@ -93,7 +93,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     with TemporaryDirectory() as temporary:
-        save_theirs("mnist", Path(temporary), options.seed, **PLAIN)
+        save_both("mnist", Path(temporary), options.seed, **PLAIN)
         results = {varied: measure(varied, Path(temporary), options) for varied in VARIED}
     facts = {"threads": torch.get_num_threads(), "seed": options.seed, "repeats": options.repeats}
     made_by = provenance(options.device, precision=options.precision, **facts)

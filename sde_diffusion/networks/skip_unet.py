@@ -48,6 +48,7 @@ from sde_diffusion.networks.layers import (
     halve,
     require_levels,
     require_sizes,
+    silu,
     zero_init,
 )
 
@@ -235,7 +236,7 @@ class SkipUNet(nn.Module, ABC):
         for i, block in enumerate(self.up):
             joins = i % (self.num_blocks + 2) <= self.num_blocks  # the others double the size
             h = self._run(block, torch.cat([h, skips.pop()], dim=1) if joins else h, code)
-        out: Tensor = self.head(F.silu(self.norm(h)))
+        out: Tensor = self.head(silu(self.norm(h)))
         return out
 
 

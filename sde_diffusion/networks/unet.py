@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require, require_float
@@ -30,6 +29,7 @@ from sde_diffusion.networks.layers import (
     halve,
     require_levels,
     require_sizes,
+    silu,
     zero_init,
 )
 
@@ -105,5 +105,5 @@ class UNet(nn.Module):
             if i in self.doubled:
                 h = double(h)
             h = block(torch.cat([h, skips.pop()], dim=1), code)
-        out: Tensor = self.head(F.silu(self.norm(h)))
+        out: Tensor = self.head(silu(self.norm(h)))
         return out

@@ -31,13 +31,14 @@ from sde_diffusion.networks.layers import (
     fir_halve,
     halve,
     require_sizes,
+    silu,
     zero_init,
 )
 from sde_diffusion.registry import hint
 
 LEVELS = ("conv", "conv+attention", "block", "block+attention", "fir", "fir+attention")
 MIDDLES = ("attention", "plain", "none")
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ class Up(nn.Module):
             h = attention(block(torch.cat([h, states.pop()], dim=1), code))
         picture = None if picture is None else fir_double(picture)
         if self.picture_norm is not None and self.to_picture is not None:
-            seen = self.to_picture(F.silu(self.picture_norm(h)))
+            seen = self.to_picture(silu(self.picture_norm(h)))
             picture = seen if picture is None else picture + seen
         return (h if self.resample is None else self.resample(h, code)), picture
 
@@ -475,6 +476,6 @@ class UNet2D(nn.Module):
         picture = None
         for level in self.up:
             h, picture = level(h, code, states, picture)
-        h = self.head(F.silu(self.norm(h)))
+        h = self.head(silu(self.norm(h)))
         out: Tensor = h if picture is None else h + picture
         return out
