@@ -59,10 +59,12 @@ def test_sampler_table_is_the_registry() -> None:
     assert markdown() in found.group(0), "renew it: python tests/test_readme.py"
 
 
-def test_commands_parse() -> None:
+def test_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command line of the README names a known command and known flags."""
     import importlib
 
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)  # --pretrained unpacks its run here
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("sde-diffusion ")]
     assert {shlex.split(line)[1] for line in lines} == set(COMMANDS)
     for line in lines:
