@@ -163,12 +163,15 @@ def test_config_file_and_its_workdir(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["verify", "--sampler=heum"], "did you mean 'heun'"),
         (["verify", "--sde=vpp"], "did you mean"),
         (["tour", "--num_samples=1"], "num_samples=1"),
+        (["train", "--workdir=taken"], "taken: File exists"),
+        (["tour", "--workdir=taken/run"], "taken/run: Not a directory; give another path"),
     ],
 )
 def test_bad_arguments(
     arguments: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
     assert part in refused(capsys, *arguments)
     assert not list(tmp_path.rglob("*.safetensors"))
 

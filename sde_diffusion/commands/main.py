@@ -29,6 +29,9 @@ COMMANDS = {
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that are the disk's: it is full, or may not be written to."""
 
+PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""Errors of a path that was given: there is no such place, or it is another's."""
+
 
 def usage() -> str:
     """Return the help of the program."""
@@ -70,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `… | head` has what it wanted
         return 0
     except OSError as error:
+        if error.errno in PLACE and error.filename:
+            print(f"sde-diffusion: {error.filename}: {os.strerror(error.errno)}; give another path", file=sys.stderr)
+            return 2
         if error.errno not in DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""

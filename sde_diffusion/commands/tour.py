@@ -118,6 +118,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         "nearest training image: mean distance to it, over the same of held-out images; far below 1 is memorising\n\n"
         f"{page}      all of this to look at: open it in a browser\n"
         f"{workdir}/samples/*.png    what each sampler drew; '(test images).png' beside them; *.npz, the arrays\n"
+        f"{workdir}/benchmark/*_trajectory.png    its way from noise to an image\n"
         f"{workdir}/benchmark.*      rows of every sampler and setting;  more: sde-diffusion benchmark\n"
         f"{workdir}/likelihood.*     of each image, and where the bound's bits are spent\n"
         f"{workdir}/checkpoints      weights;  go on: sde-diffusion sample --workdir={workdir} --sampler=pc\n"

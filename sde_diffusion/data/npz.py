@@ -18,6 +18,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """Return all arrays of the file; pickled objects are refused, because unpickling runs code."""
     try:
         with path.open("rb") as file:
+            if not file.peek(6).startswith((b"PK", b"\x93NUMPY")):  # what numpy.load takes for a pickle
+                raise ValueError("neither a zip archive nor a NumPy array")
             content = np.load(file, allow_pickle=False)
             arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
