@@ -88,8 +88,8 @@ def train(side: Callable[[Path, int, int], None], folder: Path, minutes: float, 
         return perf_counter() - start
 
     with TemporaryDirectory() as temporary:
-        short, long = (seconds(n, Path(temporary) / str(n)) for n in (10, 40))
-    num_steps = int((60 * minutes - short) / (long - short) * 30)
+        short, long = (seconds(n, Path(temporary) / str(n)) for n in (20, 140))
+    num_steps = int((60 * minutes - short) / (long - short) * 120)
     return {"steps": num_steps, "minutes": seconds(num_steps, folder) / 60}
 
 
