@@ -284,10 +284,10 @@ class Denoiser:
 
 
 class CountedDenoiser:
-    """A denoiser with its conditioning filled in and its evaluations counted."""
+    """A denoiser with its conditioning filled in, its evaluations counted and its x₀ kept within ±``clip`` if not 0."""
 
-    def __init__(self, denoiser: DenoiserLike, conditioning: dict[str, Any]) -> None:
-        self._denoiser, self._conditioning = denoiser, conditioning
+    def __init__(self, denoiser: DenoiserLike, conditioning: dict[str, Any], clip: float = 0.0) -> None:
+        self._denoiser, self._conditioning, self._clip = denoiser, conditioning, clip
         self.nfe = 0
 
     @property
@@ -296,7 +296,11 @@ class CountedDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
         self.nfe += 1
-        return self._denoiser(x, t, **self._conditioning, **conditioning)
+        prediction = self._denoiser(x, t, **self._conditioning, **conditioning)
+        if not self._clip:
+            return prediction
+        x0 = prediction.x0.clamp(-self._clip, self._clip)
+        return Prediction(x0, "x0", x, prediction.alpha, prediction.sigma)
 
     def round_t(self, t: Tensor) -> Tensor:
         return self._denoiser.round_t(t)

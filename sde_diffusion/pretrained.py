@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
+import samplers
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 from sde_diffusion.denoisers import Denoiser
@@ -70,6 +71,9 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     shape, levels = tuple(data.pop("shape")), data.pop("levels")
     resolved = ConfigDict(config.to_dict())
     configuration.merge(resolved, values, path)
+    if pretrained.clip:
+        for name in samplers.names():
+            resolved.sampler[name].clip = pretrained.clip
     if resolved.data == configuration.default_config().data:  # nobody has chosen other data
         configuration.merge(resolved, {"data": data}, path)
         if configuration.known_shape(resolved) != shape and "name" not in data:

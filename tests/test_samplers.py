@@ -116,6 +116,17 @@ def test_a_sample_depends_on_seed_and_index_alone(name: str, net: sd.Denoiser) -
 
 
 @pytest.mark.parametrize("name", samplers.names())
+def test_clip_keeps_the_prediction_within(name: str) -> None:
+    """With a law far outside the bound each sample ends on it; within the bound nothing changes."""
+    steps = {"num_steps": 5} if "num_steps" in samplers.config(name) else {}
+    draw = lambda mean, clip: (  # noqa: E731
+        samplers.build(name, clip=clip, **steps).draw(sd.Gaussian([mean], [[1e-4]]).denoiser(sd.VPSDE()), (4, 1)).x
+    )
+    torch.testing.assert_close(draw(3.0, 0.5).abs(), torch.full((4, 1), 0.5), rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(draw(0.2, 50.0), draw(0.2, 0.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", samplers.names())
 def test_any_rank(name: str) -> None:
     denoiser = sd.Denoiser(lambda x, label: 0.1 * x, sd.VPSDE())
     for shape in ((2, 3), (2, 2, 5), (2, 1, 4, 4), (2, 1, 2, 2, 2)):
@@ -392,6 +403,7 @@ def test_non_finite_state_names_step_and_time() -> None:
         ("ddim", {"grid": "uniforn"}, "did you mean 'uniform'"),
         ("ddim", {"t_min": -0.1}, "t_min=-0.1"),
         ("ddim", {"denoise": 1}, "denoise=1"),
+        ("ddim", {"clip": -1.0}, "clip=-1.0"),
         ("ancestral", {"variance": "small"}, "variance='small'"),
         ("ancestral", {"variance": 1.5}, "variance=1.5"),
         ("pc", {"snr": 0.0}, "snr=0.0"),

@@ -22,6 +22,7 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.files import write_json
 from sde_diffusion.networks import NETWORKS, UNet2D
 from sde_diffusion.networks.unet2d import fir_double, fir_halve
+from sde_diffusion.pretrained import read_source
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 from sde_diffusion.training.loaders.diffusers_folder import CHAINS, MODEL, WEIGHTS
 
@@ -225,14 +226,18 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("clip", [{"clip_sample": False}, {"clip_sample": True}, {"clip_sample_range": 0.3}])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_ancestral_sampling_is_theirs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole of a loaded run: schedule, prediction, time labels, variance and network, with shared noise."""
+def test_ancestral_sampling_is_theirs(
+    name: str, clip: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole of a loaded run: schedule, prediction, labels, variance, clipping and network, with shared noise."""
     schedule = {} if name == "trained_betas" else {"beta_schedule": name}
     steps = len(SCHEDULERS[name].get("trained_betas", range(6)))
-    scheduler = diffusers.DDPMScheduler(steps, **schedule, **SCHEDULERS[name], clip_sample=False)
+    scheduler = diffusers.DDPMScheduler(steps, **schedule, **SCHEDULERS[name], **clip)
     model = random_model()
-    config, denoiser = built(load(saved(tmp_path, model, scheduler)), tmp_path)
+    _, denoiser = built(load(saved(tmp_path, model, scheduler)), tmp_path)
+    config = read_source(tmp_path, configuration.default_config(), describes=False).config
     index = torch.arange(steps)
     times = (index.double() + 1.0) / steps
     theirs = torch.cumprod(1.0 - scheduler.betas.double(), dim=0)

@@ -182,9 +182,9 @@ def sweep_run(
         return measure(extractor(seen), reference, metric, against.kid_subset)
 
     @functools.cache
-    def exact(seed: int) -> Tensor:
+    def exact(seed: int, clip: float) -> Tensor:
         """The probability-flow solution from the noise of a seed, tightly solved."""
-        solver = samplers.build("probability_flow", **EXACT)
+        solver = samplers.build("probability_flow", clip=clip, **EXACT)
         count = min(NUM_EXACT, against.num_samples)
         return draw(solver, in_float32, device, count, count, seed, quiet=True).x
 
@@ -212,7 +212,7 @@ def sweep_run(
             found |= hook(setting, sampler, drawn)
         error = None
         if not sampler.stochastic:
-            target = exact(setting.seed)
+            target = exact(setting.seed, sampler.clip)
             error = float((drawn.x[: len(target)] - target).square().mean())
         save_grid(workdir / PICTURES / f"{stem}.png", drawn.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
         if setting == strips[setting.sampler]:  # drawn again and not along with the others, which are being timed

@@ -406,7 +406,8 @@ def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: 
 class DiffusersFolder(Loader):
     """A local folder of diffusers: a pipeline of ``UNet2DModel`` and scheduler, or the model with a scheduler by it.
 
-    What the scheduler says of sampling alone, such as ``clip_sample``, is kept in ``source`` and not acted on.
+    Of what the scheduler says of sampling alone, its variance and ``clip_sample`` become options of our samplers; the
+    rest is kept in ``source`` and not acted on.
     """
 
     def recognises(self, path: Path) -> bool:
@@ -445,4 +446,7 @@ class DiffusersFolder(Loader):
             "difference": difference,
         }
         found = {"data": {"shape": shape, "levels": 256}, "network": {"name": "unet2d", "unet2d": options}, **diffusion}
-        return Pretrained(found, weights, None, 0, source)
+        clips = scheduler.get("clip_sample", scheduler["_class_name"] in ("DDPMScheduler", "DDIMScheduler"))
+        clip = scheduler.get("clip_sample_range", 1.0) if clips else 0.0
+        require_float(f"{schedule}: clip_sample_range", clip, 0.0)
+        return Pretrained(found, weights, None, 0, source, float(clip))
