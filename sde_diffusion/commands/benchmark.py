@@ -182,9 +182,9 @@ def sweep_run(
         return measure(extractor(seen), reference, metric, against.kid_subset)
 
     @functools.cache
-    def exact(seed: int, clip: float) -> Tensor:
+    def exact(seed: int) -> Tensor:
         """The probability-flow solution from the noise of a seed, tightly solved."""
-        solver = samplers.build("probability_flow", clip=clip, **EXACT)
+        solver = samplers.build("probability_flow", **EXACT)
         count = min(NUM_EXACT, against.num_samples)
         return draw(solver, in_float32, device, count, count, seed, quiet=True).x
 
@@ -211,8 +211,8 @@ def sweep_run(
         if hook is not None:
             found |= hook(setting, sampler, drawn)
         error = None
-        if not sampler.stochastic:
-            target = exact(setting.seed, sampler.clip)
+        if not sampler.stochastic and not sampler.clip:  # a flow that is clipped has kinks: no solver is tight on it
+            target = exact(setting.seed)
             error = float((drawn.x[: len(target)] - target).square().mean())
         save_grid(workdir / PICTURES / f"{stem}.png", drawn.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
         if setting == strips[setting.sampler]:  # drawn again and not along with the others, which are being timed
