@@ -6,9 +6,8 @@ Both train for as many minutes on all cores, one after the other, from random we
 Theirs is the loop of their documentation's example around a UNet2DModel of 1.11M parameters (channels 32, 64, 64), with
 well-chosen settings: batch 64, AdamW at 1e-3 with warm-up and cosine decay, clipping at 1, averaged weights with decay
 0.9995, no flips. Ours is `sde-diffusion train` with `configs/vp/fashion_mnist.py` and the same channels, in batches
-of 32; two blocks more at 7×7 make it 1.19M parameters. Both are then swept by `sde-diffusion benchmark` with the same
-samplers, at 20 and at 50 evaluations at most, theirs after `sde-diffusion convert`, so that each gets the best sampler
-for it.
+of 32; two blocks more at 7×7 make it 1.19M parameters. Ours is swept by `sde-diffusion benchmark`, theirs drawn with the
+schedulers of theirs, whose clipping and spacing of times it needs; at 20 and at 50 evaluations at most, the best counts.
 What is finished in the folder is not done again. Writes `benchmarks/quality_per_minute.json`. Needs `diffusers`.
 """
 
@@ -28,14 +27,17 @@ from pairing import NETWORKS, OURS, THEIRS
 
 from sde_diffusion.commands.main import main as sde_diffusion
 from sde_diffusion.data import DATASETS, train_batch
+from sde_diffusion.evaluation.metrics import Extractor, join, measure, reference_features
 from sde_diffusion.evaluation.sweep import RECORD, Row, read_rows
 from sde_diffusion.files import provenance, read_json, write_json
-from sde_diffusion.training import checkpoints
 
 CONFIG = Path(__file__).parent.parent / "configs/vp/fashion_mnist.py"
-SWEEPS = {"heun": "10,25", "ddim": "20,50", "ancestral": "20,50"}
-"""Samplers and their numbers of steps; n steps of Heun's method are 2n − 1 evaluations."""
 BUDGETS = (20, 50)
+SWEEPS = {"heun": "10,25", "ddim": "20,50", "ancestral": "20,50"}
+"""Our samplers and their numbers of steps; n steps of Heun's method are 2n − 1 evaluations."""
+SCHEDULERS = ("DDIMScheduler", "DPMSolverMultistepScheduler")
+BATCH = 50
+METRIC = "FD-fashion"
 
 
 def theirs(folder: Path, num_steps: int, seed: int) -> None:
@@ -94,11 +96,46 @@ def train(side: Callable[[Path, int, int], None], folder: Path, minutes: float, 
 
 
 def sweep(workdir: Path, num_samples: int) -> list[Row]:
-    """Sweep one side and return its rows."""
-    data = ["--config.data.name=fashion_mnist", f"--workdir={workdir}", f"--num_samples={num_samples}"]
+    """Sweep our samplers and return the rows."""
     for sampler, steps in SWEEPS.items():
-        run("benchmark", *data, f"--samplers={sampler}", f"--steps={steps}")
+        run(
+            "benchmark",
+            f"--workdir={workdir}",
+            f"--num_samples={num_samples}",
+            f"--samplers={sampler}",
+            f"--steps={steps}",
+        )
     return read_rows(workdir / RECORD)
+
+
+def draw_theirs(folder: Path, num_samples: int, seed: int) -> list[Row]:
+    """Draw with their schedulers, as their pipeline does, and return rows like ours."""
+    import diffusers
+
+    record = folder / "rows.json"
+    rows: list[Row] = read_json(record) if record.exists() else []
+    dataset = DATASETS.build("fashion_mnist")
+    extractor = Extractor("fashion")
+    reference = reference_features(extractor, dataset.test)
+    model = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
+    for name in SCHEDULERS:
+        for budget in BUDGETS:
+            if any((row["sampler"], row["value"]) == (name, budget) for row in rows):
+                continue
+            scheduler = getattr(diffusers, name).from_pretrained(folder / "scheduler")
+            noise = torch.Generator().manual_seed(seed)
+            parts = []
+            for first in range(0, num_samples, BATCH):
+                scheduler.set_timesteps(budget)
+                x = torch.randn(min(BATCH, num_samples - first), 1, 28, 28, generator=noise)
+                for t in scheduler.timesteps:
+                    with torch.no_grad():
+                        x = scheduler.step(model(x, t).sample, t, x).prev_sample
+                parts.append(extractor(dataset.to_uint8(x)))
+            found = measure(join(parts), reference, METRIC)
+            rows.append({"sampler": name, "value": budget, "nfe": budget, "metrics": found})
+            write_json(record, rows)
+    return rows
 
 
 def main() -> None:
@@ -118,16 +155,15 @@ def main() -> None:
         if name not in trained:
             trained[name] = train(side, folders[name], options.minutes, options.seed)
             write_json(record, trained)
-    workdir = options.folder / THEIRS
-    if not checkpoints.existing(workdir):
-        run("convert", f"--source={folders[THEIRS]}", f"--workdir={workdir}")
 
     best: dict[str, list[Row]] = {}
-    for name in (THEIRS, OURS):
-        rows = sweep(options.folder / name, options.num_samples)
-        metric = rows[0]["metric"]
+    found = {
+        THEIRS: draw_theirs(folders[THEIRS], options.num_samples, options.seed),
+        OURS: sweep(folders[OURS], options.num_samples),
+    }
+    for name, rows in found.items():
         best[name] = [
-            min((row for row in rows if row["nfe"] <= budget), key=lambda row: row["metrics"][metric])
+            min((row for row in rows if row["nfe"] <= budget), key=lambda row: row["metrics"][METRIC])
             for budget in BUDGETS
         ]
         result[name] = trained[name] | {
@@ -135,7 +171,7 @@ def main() -> None:
             "best": {f"NFE <= {budget}": row["sampler"] for budget, row in zip(BUDGETS, best[name], strict=True)},
         }
     result["ours / theirs"] = {
-        f"NFE <= {budget}": a["metrics"][metric] / b["metrics"][metric]
+        f"NFE <= {budget}": a["metrics"][METRIC] / b["metrics"][METRIC]
         for budget, a, b in zip(BUDGETS, best[OURS], best[THEIRS], strict=True)
     }
     write_json(options.output, result)
