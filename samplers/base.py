@@ -62,8 +62,8 @@ class Sampler(ABC):
         t_min: the time at which the scheme stops; 0 takes the SDE's own ``t_min``.
         denoise: finish with the posterior mean E[x₀ | x], one more evaluation, as "last step without noise" of DDPM.
         clip: keep each predicted x₀ within [−clip, clip], as Ho et al. 2020 do with 1 for pictures; 0 leaves it alone.
-            At t near T a network's error in ε is an error σ/α, 150 times as large, in x₀: where training has not made
-            it small, pictures end up all white or black without.
+            Near T an error in ε is one σ/α times as large, 150 times, in x₀: pictures end up all white or black where
+            training has not made it small. All views of the prediction follow the bounded x₀.
 
     What a sampler declares about itself is checked by measurement, over the registry:
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
