@@ -6,7 +6,7 @@ Both train for as many minutes on all cores, one after the other, from random we
 Theirs is the loop of their documentation's example around a UNet2DModel of 1.11M parameters (channels 32, 64, 64), with
 well-chosen settings: batch 64, AdamW at 1e-3 with warm-up and cosine decay, clipping at 1, averaged weights with decay
 0.9995, no flips. Ours is `sde-diffusion train` with `configs/vp/fashion_mnist.py` and the same channels, in batches
-of 32; two blocks more at 7×7 make it 1.19M parameters. Ours is swept by `sde-diffusion benchmark`, theirs drawn by their
+of 32; two blocks more at 7×7 make it 1.19M parameters. It is swept by `sde-diffusion benchmark`, theirs drawn by their
 own schedulers, whose clipping and spacing of times it needs; at 20 and at 50 evaluations the best of each counts.
 
 What is finished in the folder is not done again. Writes `benchmarks/quality_per_minute.json`. Needs `diffusers`.
