@@ -36,7 +36,7 @@ CONFIG = Path(__file__).parent.parent / "configs/vp/fashion_mnist.py"
 BUDGETS = (20, 50)
 SWEEPS = {"heun": "10,25", "ddim": "20,50", "ancestral": "20,50"}
 """Our samplers and their numbers of steps; n steps of Heun's method are 2n − 1 evaluations."""
-SCHEDULERS = ("DDIMScheduler", "DPMSolverMultistepScheduler")
+SCHEDULERS = ("DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler")
 BATCH = 50
 METRIC = "FD-fashion"
 
