@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,8 @@ import sde_diffusion as sd
 from sde_diffusion.commands.main import main
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.ema import EMA
-from sde_diffusion.training.loop import TrainingOptions
+from sde_diffusion.training.loop import TrainingOptions, make_optimizer
+from sde_diffusion.training.muon import COEFFICIENTS, orthogonalise
 
 SMALL = [
     "--quiet",
@@ -56,12 +58,56 @@ def test_learning_rate() -> None:
     assert TrainingOptions(warmup_steps=0, schedule="constant", learning_rate=0.3).rate(7) == 0.3
 
 
-def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(3, 24, 40), (2, 40, 24), (1, 16, 16)])
+def test_orthogonalisation_is_the_quintic_of_the_singular_values(shape: tuple[int, ...]) -> None:
+    """U φ⁵(S/‖S‖) Vᵀ with φ(s) = as + bs³ + cs⁵, by the decomposition; to what float64 and five iterations leave."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    a, b, c = COEFFICIENTS
+    s = s / s.norm(dim=-1, keepdim=True)
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    found = orthogonalise(matrices)
+    assert torch.allclose(found, u * s[:, None] @ vh, rtol=0.0, atol=1e-12 * a**5)
+    assert torch.allclose(found, orthogonalise(1000.0 * matrices), rtol=0.0, atol=1e-12 * a**5)
+    assert torch.equal(orthogonalise(torch.zeros_like(matrices)), torch.zeros_like(matrices))
+
+
+def test_the_quintic_is_near_one_for_all_but_the_smallest_singular_values() -> None:
+    s = torch.linspace(0.01, 1.0, 10_000, dtype=torch.float64)
+    a, b, c = COEFFICIENTS
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    assert 0.67 < float(s.min()) < float(s.max()) < 1.14
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw(layout: torch.memory_format) -> None:
+    """One step of rate r: W loses r · 0.2 √max(rows, columns) · orth(g), all else what AdamW takes."""
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3), torch.nn.GroupNorm(4, 32), torch.nn.Conv2d(32, 1, 3))
+    first = first.to(memory_format=layout)
+    second = copy.deepcopy(first)
+    options = {"learning_rate": 0.01, "beta2": 0.99, "weight_decay": 0.1}
+    for name, net in (("muon", first), ("adamw", second)):
+        net(torch.ones(2, 16, 7, 7) + torch.arange(7.0)).square().sum().backward()
+        before, grad = net[0].weight.detach().clone(), net[0].weight.grad.clone()
+        make_optimizer(net, TrainingOptions(optimizer=name, **options)).step()  # type: ignore[arg-type]
+        if name == "muon":
+            step = 0.2 * 144**0.5 * orthogonalise(grad.reshape(1, 32, 144)).view(before.shape)
+            assert torch.allclose(net[0].weight, before * (1 - 0.01 * 0.1) - 0.01 * step, rtol=0.0, atol=1e-6)
+    others = [k for k in first.state_dict() if k != "0.weight"]
+    assert all(torch.equal(first.state_dict()[k], second.state_dict()[k]) for k in others)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
     """Weights, averages and moments of 6 steps in one go and of 3 + 3 steps, with dropout."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, "--config.training.num_steps=6", "--config.training.checkpoint_every=3") == 0
-    assert train(parts, "--config.training.num_steps=3", "--config.training.checkpoint_every=3") == 0
-    assert train(parts, "--config.training.num_steps=6", "--config.training.checkpoint_every=3") == 0
+    flags = [f"--config.training.optimizer={optimizer}", "--config.training.checkpoint_every=3"]
+    assert train(whole, "--config.training.num_steps=6", *flags) == 0
+    assert train(parts, "--config.training.num_steps=3", *flags) == 0
+    assert train(parts, "--config.training.num_steps=6", *flags) == 0
     assert [p.name for p in checkpoints.existing(whole)] == ["step_00000003", "step_00000006"]
     for name in ("network", "ema", "optimizer"):
         a, b = (load_file(w / "checkpoints" / "step_00000006" / f"{name}.safetensors") for w in (whole, parts))
@@ -157,6 +203,7 @@ def test_non_finite_loss_names_the_step_and_keeps_the_checkpoint(
         ("keep", 0),
         ("learning_rate", 0.0),
         ("ema_decay", 1.5),
+        ("optimizer", "adam"),
         ("schedule", "linear"),
         ("grad_clip", -1.0),
         ("warmup_steps", -1),

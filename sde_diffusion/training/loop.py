@@ -19,6 +19,7 @@ from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.muon import Muon
 
 BatchFn = Callable[[int, NoiseStream], Tensor]
 """``batch(step, noise)`` returns the data of a step in model space, (batch_size, *), on the training device."""
@@ -31,7 +32,8 @@ class TrainingOptions:
     Args:
         num_steps: optimiser steps in all.
         batch_size: examples a step.
-        learning_rate: peak of Adam's rate.
+        optimizer: "adamw", or "muon": AdamW whose steps of matrices are made orthogonal.
+        learning_rate: peak of its rate.
         warmup_steps: steps of linear warm-up.
         schedule: "constant" after the warm-up, or "cosine" down to 0 at ``num_steps``.
         beta2: Adam's second decay.
@@ -47,6 +49,7 @@ class TrainingOptions:
 
     num_steps: int = 2000
     batch_size: int = 128
+    optimizer: str = "adamw"
     learning_rate: float = 2e-4
     warmup_steps: int = 100
     schedule: str = "cosine"
@@ -69,6 +72,7 @@ class TrainingOptions:
         require_float("weight_decay", self.weight_decay, 0.0)
         require_float("grad_clip", self.grad_clip, 0.0)
         require_float("ema_decay", self.ema_decay, 0.0, 1.0)
+        require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "'adamw' or 'muon'")
         require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
 
     def rate(self, step: int) -> float:
@@ -80,14 +84,11 @@ class TrainingOptions:
 
 
 def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """Return AdamW over the network's parameters."""
-    return torch.optim.AdamW(
-        network.parameters(),
-        lr=options.learning_rate,
-        betas=(0.9, options.beta2),
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    """Return ``options.optimizer`` over the network's parameters."""
+    parameters, betas = list(network.parameters()), (0.9, options.beta2)
+    if options.optimizer == "muon":
+        return Muon(parameters, options.learning_rate, betas, options.weight_decay)
+    return torch.optim.AdamW(parameters, options.learning_rate, betas, weight_decay=options.weight_decay, fused=True)
 
 
 class TrainingLog:
