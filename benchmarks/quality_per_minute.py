@@ -5,9 +5,9 @@
 Both train for as many minutes on all cores, one after the other, from random weights; a pilot tells how many steps fit.
 Theirs is the loop of their documentation's example around a UNet2DModel of 1.11M parameters (channels 32, 64, 64), with
 well-chosen settings: batch 64, AdamW at 1e-3 with warm-up and cosine decay, clipping at 1, averaged weights with decay
-0.9995, no flips. Ours is `sde-diffusion train` with `configs/vp/fashion_mnist.py` and the same channels, in batches
-of 32; two blocks more at 7×7 make it 1.19M parameters. It is swept by `sde-diffusion benchmark`, theirs drawn by their
-own schedulers, whose clipping and spacing of times it needs; at 20 and at 50 evaluations the best of each counts.
+0.9995, no flips. Ours is `sde-diffusion train` with `configs/vp/fashion_mnist.py` and the same channels; two more
+blocks at 7×7 make it 1.19M parameters. It is swept by `sde-diffusion benchmark`, theirs drawn by their own schedulers,
+whose clipping and spacing of times it needs; at 20 and at 50 evaluations the best of each counts.
 
 What is finished in the folder is not done again. Writes `benchmarks/quality_per_minute.json`. Needs `diffusers`.
 """
@@ -72,7 +72,7 @@ def theirs(folder: Path, num_steps: int, seed: int) -> None:
 def ours(folder: Path, num_steps: int, seed: int) -> None:
     """Train with our command; ``folder`` is the workdir."""
     flags = [f"--workdir={folder}", f"--config={CONFIG}", f"--config.seed={seed}", "--quiet"]
-    changes = ("network.unet.num_blocks=(1, 1, 3)", "training.batch_size=32", f"training.num_steps={num_steps}")
+    changes = ("network.unet.num_blocks=(1, 1, 3)", f"training.num_steps={num_steps}")
     run("train", *flags, *(f"--config.{change}" for change in changes))
 
 

@@ -1,4 +1,4 @@
-"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 0.7 million parameters, 38 minutes on two CPU cores."""
+"""VP SDE on Fashion-MNIST, 28×28: a U-Net of 0.7 million parameters, 36 minutes on two CPU cores."""
 
 from ml_collections import ConfigDict
 
@@ -14,10 +14,11 @@ def get_config() -> ConfigDict:
     config.network.unet.attention = (7,)
     config.loss.times.name = "log_normal"
     config.loss.times.log_normal.mean = -0.5
-    config.training.batch_size = 64
-    config.training.num_steps = 3800
-    config.training.learning_rate = 2e-3
+    config.training.batch_size = 32
+    config.training.num_steps = 6000
+    config.training.optimizer = "muon"
+    config.training.learning_rate = 4e-3
     config.training.ema_decay = 0.999
-    config.training.checkpoint_every = 500
+    config.training.checkpoint_every = 1000
     config.threads = 0
     return config
