@@ -1,0 +1,39 @@
+"""Reading what another project says of its network in JSON: every value is known here, or refused by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sde_diffusion.errors import InputError, require
+from sde_diffusion.files import read_json
+from sde_diffusion.registry import Registry, hint
+
+
+def read_config(path: Path, expected: str) -> dict[str, Any]:
+    """Return the object of a JSON file; ``expected`` says what it should have been where it is none."""
+    require(path.is_file(), "source", str(path), f"{expected}; there is no such file")
+    content = read_json(path)
+    require(isinstance(content, dict), "source", str(path), expected)
+    return dict(content)
+
+
+def refuse(path: Path, key: str, value: Any, reason: str) -> InputError:
+    """Return the error that names a file's key and value and says why not."""
+    return InputError(f"{path}: {key}={value!r}: {reason}")
+
+
+def build(path: Path, registry: Registry[Any], name: str, **options: Any) -> Any:
+    """Make an entry of a registry from what a file says."""
+    try:
+        return registry.build(name, **options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def require_known(path: Path, key: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse a value that is none of the known ones, with the nearest of them."""
+    if value not in known:
+        near = hint(value, [k for k in known if k]) if isinstance(value, str) else ";"
+        raise refuse(path, key, value, f"not supported{near} supported: {', '.join(map(str, known))}")
