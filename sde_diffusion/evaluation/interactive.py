@@ -44,8 +44,12 @@ def _axis_type(values: Sequence[float]) -> str:
     return "log" if wide else "linear"
 
 
-def _ticks(kind: str) -> str | None:
-    return "D2" if kind == "log" else None  # digits 2 and 5 only
+def _ticks(kind: str) -> dict[str, Any]:
+    """Return the ticks of an axis, on a log axis 1, 2, 5, 10, 20 … in full: Plotly writes 20 as a small 2."""
+    if kind == "linear":
+        return {"tickmode": "auto"}
+    values = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [f"{value:g}" for value in values]}
 
 
 def _layout(figure: Any, x: str, y: str, height: int = 480) -> None:
@@ -100,7 +104,8 @@ def sweep_figure(rows: Sequence[Row], cost: str) -> Any:
 
     def layout(metric: str) -> dict[str, Any]:
         kind = kinds[metric]
-        return {"yaxis.title.text": metric, "yaxis.type": kind, "yaxis.dtick": _ticks(kind), "yaxis.autorange": True}
+        ticks = {f"yaxis.{key}": value for key, value in _ticks(kind).items()}
+        return {"yaxis.title.text": metric, "yaxis.type": kind, "yaxis.autorange": True, **ticks}
 
     figure, first = go.Figure(), data(names[0])
     for i, curve in enumerate(curves[names[0]]):
@@ -141,8 +146,8 @@ def sweep_figure(rows: Sequence[Row], cost: str) -> Any:
             name="training images",
         )
     _layout(figure, COSTS[cost], names[0])
-    figure.update_xaxes(type="log", dtick="D2")
-    figure.update_yaxes(type=kinds[names[0]], dtick=_ticks(kinds[names[0]]))
+    figure.update_xaxes(type="log", **_ticks("log"))
+    figure.update_yaxes(type=kinds[names[0]], **_ticks(kinds[names[0]]))
     buttons = [
         {
             "label": metric,
@@ -178,7 +183,7 @@ def solver_figure(found: Sequence[Point], rows: Sequence[Row]) -> Any:
             name=curve,
         )
     _layout(figure, COSTS["nfe"], SOLVER_ERROR, height=380)
-    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_xaxes(type="log", **_ticks("log"))
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     return figure
 
