@@ -11,8 +11,8 @@ from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import MLP, NETWORKS, UNet
 from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
-from sde_diffusion.networks.layers import GroupNorm, fir_blur, fir_double, fir_halve
-from sde_diffusion.networks.skip_unet import ConvDouble, ConvHalve
+from sde_diffusion.networks.layers import ConvDouble, GroupNorm, fir_blur, fir_double, fir_halve
+from sde_diffusion.networks.skip_unet import ConvHalve
 from sde_diffusion.sdes import VPSDE
 
 SMALL: dict[str, dict[str, Any]] = {

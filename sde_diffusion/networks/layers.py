@@ -118,6 +118,18 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+class ConvDouble(nn.Module):
+    """DDPM's way up: repeat the pixels, then a convolution: (B, C, H, W) → (B, C, 2H, 2W); the code is not read."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        out: Tensor = self.conv(double(h))
+        return out
+
+
 def _fir(x: Tensor) -> Tensor:
     """The filter (1, 3, 3, 1)/8 along both sides, for each channel of ``x``: (C, 1, 4, 4).
 

@@ -38,6 +38,7 @@ from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.networks.embeddings import TimeEmbedding
 from sde_diffusion.networks.layers import (
     NETWORKS,
+    ConvDouble,
     ResBlock,
     conv,
     double,
@@ -63,18 +64,6 @@ class ConvHalve(nn.Module):
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
         out: Tensor = self.conv(F.pad(h, (0, 1, 0, 1)))
-        return out
-
-
-class ConvDouble(nn.Module):
-    """DDPM's way up: repeat the pixels, then a convolution: (B, C, H, W) → (B, C, 2H, 2W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(channels, channels)
-
-    def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        out: Tensor = self.conv(double(h))
         return out
 
 

@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require
-from sde_diffusion.networks.layers import GroupNorm, conv, double, fir_double, fir_halve, halve, silu, zero_init
+from sde_diffusion.networks.layers import (
+    ConvDouble,
+    GroupNorm,
+    conv,
+    double,
+    fir_double,
+    fir_halve,
+    halve,
+    silu,
+    zero_init,
+)
 
 LEVELS = ("conv", "conv+attention", "block", "block+attention", "fir", "fir+attention")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
@@ -146,18 +156,6 @@ class ConvDown(nn.Module):
         return out
 
 
-class ConvUp(nn.Module):
-    """Double the sides by repetition, then a convolution; the time code is not read here either."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(channels, channels)
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        out: Tensor = self.conv(double(x))
-        return out
-
-
 def _read_kind(kind: str, style: Style) -> tuple[str, bool, Style]:
     """Return how a level changes its size, whether it attends, and the style of its blocks."""
     resample, _, attention = kind.partition("+")
@@ -257,7 +255,7 @@ class Up(nn.Module):
         self.picture_norm = style.norm(out_channels) if fir and not last else None
         self.to_picture = zero_init(conv(out_channels, picture_channels)) if fir and not last else None
         if not last and resample == "conv":
-            self.resample = ConvUp(out_channels)
+            self.resample = ConvDouble(out_channels)
         elif not last:
             self.resample = Block(out_channels, out_channels, style, fir_double if fir else double, project=fir)
 

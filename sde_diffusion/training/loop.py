@@ -24,6 +24,8 @@ from sde_diffusion.training.muon import Muon
 BatchFn = Callable[[int, NoiseStream], Tensor]
 """``batch(step, noise)`` returns the data of a step in model space, (batch_size, *), on the training device."""
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -72,7 +74,7 @@ class TrainingOptions:
         require_float("weight_decay", self.weight_decay, 0.0)
         require_float("grad_clip", self.grad_clip, 0.0)
         require_float("ema_decay", self.ema_decay, 0.0, 1.0)
-        require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "'adamw' or 'muon'")
+        require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, "'adamw' or 'muon'")
         require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
 
     def rate(self, step: int) -> float:
@@ -85,10 +87,13 @@ class TrainingOptions:
 
 def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
     """Return ``options.optimizer`` over the network's parameters."""
-    parameters, betas = list(network.parameters()), (0.9, options.beta2)
-    if options.optimizer == "muon":
-        return Muon(parameters, options.learning_rate, betas, options.weight_decay)
-    return torch.optim.AdamW(parameters, options.learning_rate, betas, weight_decay=options.weight_decay, fused=True)
+    return OPTIMIZERS[options.optimizer](
+        network.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, options.beta2),
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
 
 
 class TrainingLog:

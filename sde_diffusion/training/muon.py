@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic that, five times over, takes every singular value of 0.01 to 1 into [0.68, 1.14]."""
+MOMENTUM = 0.95
+"""Of the averaged gradient, with Nesterov's look ahead."""
 LEAST_SIDE = 16
 """Matrices with a shorter side, those at the network's ends, are left to AdamW: there is little to make orthogonal."""
 
@@ -46,21 +48,8 @@ class Muon(torch.optim.AdamW):
     Ours since ``torch.optim.Muon`` takes nothing but matrices, and works in bfloat16, eleven times slower on a CPU that
     has no instructions for it.
 
-    Args:
-        momentum: of the averaged gradient, with Nesterov's look ahead.
-        The others are AdamW's.
+    Its arguments are AdamW's.
     """
-
-    def __init__(
-        self,
-        params: list[nn.Parameter],
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        momentum: float = 0.95,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self.momentum = momentum
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -85,5 +74,5 @@ class Muon(torch.optim.AdamW):
         state = self.state[p]
         if not state:  # AdamW expects a step in every state that it loads
             state["step"], state["momentum"] = torch.zeros((), device=p.device), torch.zeros_like(p)
-        state["momentum"].lerp_(grad, 1.0 - self.momentum)
-        return grad.lerp(state["momentum"], self.momentum)
+        state["momentum"].lerp_(grad, 1.0 - MOMENTUM)
+        return grad.lerp(state["momentum"], MOMENTUM)

@@ -31,8 +31,8 @@ from sde_diffusion.errors import InputError, require, require_float
 from sde_diffusion.files import read_json, sha256
 from sde_diffusion.networks import DDPM, NETWORKS, SkipUNet
 from sde_diffusion.networks.embeddings import GaussianFourier
-from sde_diffusion.networks.layers import Attention, ResBlock
-from sde_diffusion.networks.skip_unet import ConvDouble, ConvHalve, FIRConvHalve
+from sde_diffusion.networks.layers import Attention, ConvDouble, ResBlock
+from sde_diffusion.networks.skip_unet import ConvHalve, FIRConvHalve
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 
 
