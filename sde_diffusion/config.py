@@ -39,6 +39,8 @@ def default_config() -> ConfigDict:
     config.seed = 0
     config.threads = 1  # CPU threads; 0 leaves PyTorch's choice. Pictures of 8×8 are too small to be shared out.
     config.precision = "auto"  # of the network: "float32", "bfloat16", or bfloat16 where the hardware has it
+    config.layout = "auto"  # of its images: "channels_last", "contiguous", or as measured to pay
+    config.fused_attention = True  # else plain matrix products: slower, and deterministic on CUDA
     config.compile = False  # the network; pays on long runs
     config.tf32 = False  # CUDA: whether float32 may mean TF32 in matrix products and convolutions
     config.data = _choice(DATASETS, "digits", root="")
@@ -141,9 +143,16 @@ def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def execute_network(config: ConfigDict, network: nn.Module, training: bool = False) -> nn.Module:
-    """Return a network, on its device, as ``config.precision`` and ``config.compile`` want it run."""
-    return execute(network, config.precision, config.compile, training)
+def execute_network(config: ConfigDict, network: nn.Module, training: bool = False, exact: bool = False) -> nn.Module:
+    """Return a network, on its device, as ``config`` wants it run.
+
+    Args:
+        training: whether it is to be trained.
+        exact: in float32 and not compiled, whatever the configuration says of these.
+    """
+    precision, compiled = ("float32", False) if exact else (config.precision, config.compile)
+    how = {"layout": config.layout, "fused_attention": config.fused_attention}
+    return execute(network, precision, compiled, training, **how)
 
 
 def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:

@@ -19,6 +19,7 @@ from sde_diffusion.commands.sample import load_run
 from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.networks import NETWORKS, winograd
 from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
+from sde_diffusion.networks.layers import Attention
 from tests.test_commands import refused, trained
 from tests.test_networks import LABELS, SMALL, awake, inputs
 
@@ -88,15 +89,39 @@ def test_auto_takes_bfloat16_where_it_pays() -> None:
     assert execute(network, "float32") is network
 
 
-@pytest.mark.parametrize(("precision", "training"), [("float32", False), ("float32", True), ("bfloat16", True)])
-def test_float32_trains_in_the_plain_layout_on_a_cpu(precision: str, training: bool) -> None:
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({"precision": "float32"}, False),
+        ({"precision": "float32", "training": True}, True),
+        ({"precision": "float32", "training": True, "layout": "channels_last"}, False),
+        ({"precision": "bfloat16", "training": True}, False),
+        ({"precision": "float32", "layout": "contiguous"}, True),
+    ],
+)
+def test_the_layout_is_the_one_that_pays_or_is_asked_for(options: dict[str, Any], plain: bool) -> None:
+    """On a CPU in float32 gradients are faster in the plain layout, all else channels last; numbers do not change."""
     network = configuration.build_network(configuration.default_config(), (1, 8, 8))
     exact = network(inputs("unet"), LABELS["999 t"])
-    execute(network, precision, training=training)
+    execute(network, **options)
     kernels = [p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-    plain = precision == "float32" and training
+    assert kernels
     assert all(p.is_contiguous() == plain for p in kernels)
     torch.testing.assert_close(network(inputs("unet"), LABELS["999 t"]), exact)
+
+
+def test_plain_attention_is_the_same_function() -> None:
+    """Matrix products and a softmax while the network runs, and PyTorch's own choice before and after."""
+    network = awake(NETWORKS.build("unet", **{**SMALL["unet"], "attention": (4,)}))
+    seen = []
+    attention = next(m for m in network.modules() if isinstance(m, Attention))
+    attention.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.flash_sdp_enabled()))
+    x, label = inputs("unet"), LABELS["999 t"]
+    for fused in (True, False):
+        found = execute(network, "float32", fused_attention=fused)(x, label)
+        torch.testing.assert_close(found, network(x, label))
+    assert seen == [True, True, False, True]
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_no_device_without_numbers_is_said_to_pay() -> None:
@@ -145,6 +170,8 @@ def test_compiled_to_code(monkeypatch: pytest.MonkeyPatch) -> None:
     ("flag", "words"),
     [
         ("--config.precision=half", "precision='half': expected one of auto, float32, bfloat16"),
+        ("--config.layout=NHWC", "layout='NHWC': expected one of auto, channels_last, contiguous"),
+        ("--config.fused_attention=2.5", "fused_attention"),
         ("--config.compile=maybe", "compile"),
         ("--config.tf32=3.5", "tf32"),
     ],
@@ -153,18 +180,21 @@ def test_bad_values_are_one_line(trained: Path, capsys: pytest.CaptureFixture[st
     assert words in refused(capsys, "sample", f"--workdir={trained}", "--device=cpu", flag)
 
 
-def test_compile_wants_a_bool() -> None:
+def test_switches_want_a_bool() -> None:
     with pytest.raises(sd.InputError, match="compile=1: expected True or False"):
         execute(nn.Linear(1, 1), "float32", compiled=1)  # type: ignore[arg-type]
+    with pytest.raises(sd.InputError, match="fused_attention='no': expected True or False"):
+        execute(nn.Linear(1, 1), "float32", fused_attention="no")  # type: ignore[arg-type]
 
 
 def test_workdirs_of_before_are_read(trained: Path, tmp_path: Path) -> None:
     content = json.loads((trained / "config.json").read_text())
-    for key in ("precision", "compile", "tf32"):
+    for key in ("precision", "layout", "fused_attention", "compile", "tf32"):
         del content["config"][key]
     (tmp_path / "config.json").write_text(json.dumps(content))
     config = configuration.load_config(tmp_path / "config.json")
     assert (config.precision, config.compile, config.tf32) == ("auto", False, False)
+    assert (config.layout, config.fused_attention) == ("auto", True)
 
 
 def sampled(workdir: Path, *flags: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -224,7 +254,7 @@ def test_fewer_multiplications_give_the_same_convolution(batch: int, side: int, 
     """Against float64, no worse than twice the direct form; a batch that does not divide into equal parts, too."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, channels, side, side, generator=generator).to(memory_format=torch.channels_last)
-    weight = torch.randn(128, channels, 3, 3, generator=generator) / 30.0
+    weight = (torch.randn(128, channels, 3, 3, generator=generator) / 30.0).to(memory_format=torch.channels_last)
     bias = torch.randn(128, generator=generator)
     with torch.no_grad():
         assert winograd.pays(x, weight)
@@ -237,7 +267,7 @@ def test_fewer_multiplications_give_the_same_convolution(batch: int, side: int, 
 
 
 def test_fewer_multiplications_only_where_they_pay() -> None:
-    weight = torch.empty(128, 128, 3, 3)
+    weight = torch.empty(128, 128, 3, 3, memory_format=torch.channels_last)
     x = torch.empty(16, 128, 16, 16)
     assert not winograd.pays(x, weight)  # gradients are wanted
     with torch.no_grad():
@@ -245,7 +275,8 @@ def test_fewer_multiplications_only_where_they_pay() -> None:
         assert not winograd.pays(x.double(), weight.double())
         assert not winograd.pays(x[:15], weight)
         assert not winograd.pays(torch.empty(32, 128, 14, 14), weight)
-        assert not winograd.pays(x, torch.empty(64, 128, 3, 3))
+        assert not winograd.pays(x, weight[:64])
+        assert not winograd.pays(x, weight.contiguous())
         assert not winograd.pays(x.to("meta"), weight.to("meta"))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not winograd.pays(x, weight)

@@ -174,3 +174,32 @@ def test_inception_with_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(grey.features, colour.features)
     with pytest.raises(sd.InputError, match="at least 2049 images"):
         measure(grey, colour, extractor.metric)
+
+
+def test_a_network_of_one_layer_whose_code_and_weights_come_from_its_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DINOv2 by torch-fidelity with another module in place of the download: no classes, hence no Inception score."""
+    asked: list[tuple[str, ...]] = []
+
+    def load(*names: str) -> torch.nn.Module:
+        asked.append(names)
+        return torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten())  # 3 × 224 × 224 → 48
+
+    monkeypatch.setattr(torch.hub, "load", load)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    extractor = Extractor("dinov2-vit-s-14")
+    assert asked == [("facebookresearch/dinov2", "dinov2_vits14")]
+    assert extractor.metric == "FD-dinov2-vit-s-14"
+    samples, reference = extractor(images()), metrics.reference_features(extractor, images(split="test"))
+    assert samples.features.shape == (200, 48)
+    assert samples.logits is None
+    again = metrics.reference_features(extractor, images(split="test"))  # from the cache
+    torch.testing.assert_close(again.features, reference.features, rtol=0.0, atol=0.0)
+    rounding = 56**2 * 2.0**-24  # of a sum of as many float32 numbers
+    grey = extractor(torch.full((1, 1, 8, 8), 200, dtype=torch.uint8)).features.reshape(3, 16)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet, for RGB
+    torch.testing.assert_close(grey, ((200 / 255 - mean) / std)[:, None].expand(3, 16), rtol=rounding, atol=0.0)
+    found = measure(samples, reference, extractor.metric)
+    assert {"FD-dinov2-vit-s-14", "KID", "precision"} <= set(found)
+    assert "IS" not in found

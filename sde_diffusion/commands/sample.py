@@ -90,8 +90,10 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
     network = configuration.build_network(config, shape)
     step = checkpoints.load_ema(folder, network)
     network = network.to(device).eval().requires_grad_(False)
-    denoiser = configuration.build_denoiser(config, configuration.execute_network(config, network))
-    float32 = configuration.build_denoiser(config, network)
+    denoiser, float32 = (
+        configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact))
+        for exact in (False, True)
+    )
     return Run(denoiser, float32, shape, data.get("levels"), folder, step)
 
 

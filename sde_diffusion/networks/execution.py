@@ -1,4 +1,4 @@
-"""How a network is run: in bfloat16 where that pays, compiled if asked for; state and times outside stay as they are.
+"""How a network is run: precision, layout, attention kernels, compiler; state and times outside stay as they are.
 
 bfloat16 means autocast: weights are stored in float32, matrix products and convolutions are computed from bfloat16, and
 what is sensitive (normalisation, softmax, the waves of the time label) in float32.
@@ -6,14 +6,17 @@ what is sensitive (normalisation, softmax, the waves of the time label) in float
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sde_diffusion.errors import require
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 def bfloat16_pays(device: torch.device) -> bool:
@@ -25,48 +28,67 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 
 class Executed(nn.Module):
-    """A network in another precision, or compiled: x (B, *), label (B,) → (B, *) in ``x``'s dtype.
+    """A network in another precision, compiled, or with plain attention: (B, *), (B,) → (B, *) in the first's dtype.
 
     Args:
         network: the network; its parameters stay its own.
         precision: "float32" or "bfloat16".
         compiled: run it through ``torch.compile``, on CUDA with graphs.
+        fused_attention: leave the choice of attention kernels to PyTorch; else matrix products and a softmax.
     """
 
-    def __init__(self, network: nn.Module, precision: str, compiled: bool) -> None:
+    def __init__(self, network: nn.Module, precision: str, compiled: bool, fused_attention: bool) -> None:
         super().__init__()
-        self.precision = precision
+        self.precision, self.fused_attention = precision, fused_attention
         self.graphs = compiled and _device(network).type == "cuda"
         self.net = torch.compile(network, mode="reduce-overhead" if self.graphs else None) if compiled else network
 
     def forward(self, x: Tensor, label: Tensor, **conditioning: Any) -> Tensor:
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+        attention = nullcontext() if self.fused_attention else sdpa_kernel(SDPBackend.MATH)
+        with attention, torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
             out: Tensor = self.net(x, label, **conditioning)
         return out.to(x.dtype, copy=self.graphs)  # the next replay of a graph overwrites what it returned
 
 
-def execute(network: nn.Module, precision: str = "auto", compiled: bool = False, training: bool = False) -> nn.Module:
-    """Return a network as it is to be run; itself where that is in float32 and not compiled.
+def execute(
+    network: nn.Module,
+    precision: str = "auto",
+    compiled: bool = False,
+    training: bool = False,
+    *,
+    layout: str = "auto",
+    fused_attention: bool = True,
+) -> nn.Module:
+    """Return a network as it is to be run; itself, in its layout, where that is in float32 and nothing else is asked.
 
     Args:
         network: on its device.
         precision: "float32", "bfloat16", or "auto": bfloat16 where it pays, else float32.
         compiled: run it through ``torch.compile``; the first batch of a shape then takes minutes on a CPU.
-        training: whether it is to be trained, for which float32 on a CPU takes the plain layout instead of channels
-            last: gradients are 1.02 to 1.2 times as fast in it (see the findings).
+        training: whether it is to be trained.
+        layout: of its weights, which its activations follow: "channels_last", "contiguous", or "auto": channels last,
+            but for training in float32 on a CPU, whose gradients are 1.02 to 1.2 times as fast in the plain layout (see
+            the findings).
+        fused_attention: let PyTorch choose a fused kernel where it has one; else matrix products and a softmax: slower,
+            and deterministic on CUDA, where gradients of the fused ones need not be.
 
     Raises:
         InputError: on anything else.
     """
     require(precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
     require(isinstance(compiled, bool), "compile", compiled, "True or False")
+    require(layout == "auto" or layout in LAYOUTS, "layout", layout, f"one of auto, {', '.join(LAYOUTS)}")
+    require(isinstance(fused_attention, bool), "fused_attention", fused_attention, "True or False")
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays(_device(network)) else "float32"
-    if training and precision == "float32" and _device(network).type == "cpu":
-        network.to(memory_format=torch.contiguous_format)
-    return Executed(network, precision, compiled) if compiled or precision != "float32" else network
+    if layout == "auto":
+        plain = training and precision == "float32" and _device(network).type == "cpu"
+        layout = "contiguous" if plain else "channels_last"
+    network.to(memory_format=LAYOUTS[layout])
+    as_it_is = precision == "float32" and not compiled and fused_attention
+    return network if as_it_is else Executed(network, precision, compiled, fused_attention)
 
 
 def precision_of(network: object) -> str:

@@ -46,10 +46,14 @@ CHUNK = 1 << 18
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Return whether :func:`convolve` can take ``x`` (B, C, H, W) and is faster there than a direct convolution."""
+    """Return whether :func:`convolve` can take ``x`` (B, C, H, W) and is faster there than a direct convolution.
+
+    Weights in the plain layout have it nowhere: it makes channels last.
+    """
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and weight.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.shape[3] % 4 == 0
