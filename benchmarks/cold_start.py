@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from pairing import OURS, in_turns, ratio, save_both, spread
+from pairing import OURS, in_turns, number_of_turns, ratio, save_both, spread
 
 from sde_diffusion.files import provenance, write_json
 
@@ -48,7 +48,7 @@ def process(*arguments: str) -> Callable[[], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cold start against diffusers.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=number_of_turns, default=10)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:

@@ -88,7 +88,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--device", default="cpu")
     found.add_argument("--batch_size", type=int, default=16)
     found.add_argument("--steps", type=int, default=4)
-    found.add_argument("--repeats", type=int, default=5)
+    found.add_argument("--repeats", type=number_of_turns, default=5)
     found.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
     found.add_argument("--precision", default="auto", help="of ours: auto, float32 or bfloat16")
     found.add_argument("--compile", action="store_true", help="ours a second time, compiled")
@@ -106,6 +106,13 @@ def in_turns(runs: dict[str, Callable[[], float]], repeats: int, warm_up: int = 
         for name, run in runs.items():
             times[name].append(run())
     return {name: values[warm_up:] for name, values in times.items()}
+
+
+def number_of_turns(text: str) -> int:
+    """Read the value of ``--repeats``."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 2, for there to be a spread")
+    return int(text)
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from unittest import mock
 
 import pairing
 import torch
-from pairing import in_turns, ratio, spread
+from pairing import in_turns, number_of_turns, ratio, spread
 from torch import Tensor
 
 import samplers
@@ -136,7 +136,7 @@ def peak_memory(num_steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sampler overhead against diffusers.")
-    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--repeats", type=number_of_turns, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--only_memory_of", type=int, default=0, help=argparse.SUPPRESS)
