@@ -1,6 +1,21 @@
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+COMMIT = runpy.run_path("sde_diffusion/commit.py")
+
+
+class BuildWithCommit(build_py):
+    """Notes the commit in what is installed, which lies in no checkout that could tell it."""
+
+    def run(self):
+        super().run()
+        commit = COMMIT["commit_of"](Path(__file__).parent)
+        if commit and not self.editable_mode:
+            (Path(self.build_lib) / "sde_diffusion" / COMMIT["NOTE"]).write_text(commit, encoding="utf-8")
+
 
 setup(
     name="sde-diffusion",
@@ -51,5 +66,6 @@ setup(
             "types-tqdm",
         ]
     },
+    cmdclass={"build_py": BuildWithCommit},
     entry_points={"console_scripts": ["sde-diffusion = sde_diffusion.commands.main:main"]},
 )

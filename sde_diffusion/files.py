@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import time
 import uuid
 import zipfile
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 import sde_diffusion
+from sde_diffusion.commit import commit
 from sde_diffusion.errors import InputError
 
 
@@ -89,21 +89,6 @@ def read_json(path: Path) -> Any:
 
 
 @cache
-def _commit() -> str | None:
-    """Commit of the checkout that this package lies in, with "+" if it was changed; None outside of one."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-@cache
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -119,7 +104,7 @@ def provenance(device: torch.device | str = "cpu", **facts: Any) -> dict[str, An
     device = torch.device(device)
     return {
         "version": sde_diffusion.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "torch": torch.__version__,
