@@ -137,8 +137,13 @@ def require_data_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
     require(known in (None, shape), "data.name", config.data.name, expected)
 
 
-def build_network(config: ConfigDict, shape: tuple[int, ...]) -> nn.Module:
-    """Build ``config.network`` for samples of the given shape, convolutions in channels-last layout."""
+def build_network(config: ConfigDict, shape: tuple[int, ...] | None = None) -> nn.Module:
+    """Build ``config.network``, convolutions in channels-last layout.
+
+    Args:
+        shape: of one example; by default that of ``config.data``.
+    """
+    shape = shape or data_shape(config)[0]
     network: nn.Module = _build(NETWORKS, config.network, shape=shape)
     return network.to(memory_format=torch.channels_last)
 

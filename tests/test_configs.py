@@ -11,7 +11,6 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
-SHAPES = {"digits": (1, 8, 8), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32), "image_folder": (3, 64, 64)}
 
 
 def name_of(path: Path) -> str:
@@ -41,7 +40,7 @@ PARAMETERS = {
 def test_config_builds(path: Path) -> None:
     config = config_file(str(path))
     with torch.device("meta"):
-        network = configuration.build_network(config, SHAPES[config.data.name])
+        network = configuration.build_network(config)
     denoiser = configuration.build_denoiser(config, network)
     loss = configuration.build_loss(config)
     configuration.build_sampler(config)
@@ -70,5 +69,5 @@ def test_every_network_of_the_papers_is_counted() -> None:
 
 def test_fashion_network_is_small_enough_for_a_cpu() -> None:
     path = next(p for p in CONFIGS if p.stem == "fashion_mnist")
-    network = configuration.build_network(config_file(str(path)), (1, 28, 28))
+    network = configuration.build_network(config_file(str(path)))
     assert 0.5e6 < sum(p.numel() for p in network.parameters()) < 1.0e6

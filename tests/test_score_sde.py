@@ -175,7 +175,7 @@ def test_paper_networks_follow_the_same_scheme(name: str) -> None:
     """Their module numbers run on without a gap, from the embedding to the last convolution."""
     config = config_file(str(next(p for p in CONFIGS if name_of(p) == name)))
     with torch.device("meta"):
-        net = build_network(config, (3, 32, 32))
+        net = build_network(config)
     origins = _origins(net)  # type: ignore[arg-type]
     assert origins.keys() == net.state_dict().keys()
     numbers = [int(key.split(".")[1]) for keys in origins.values() for key in keys]
