@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sde_diffusion as sd
+from sde_diffusion.commands import benchmark as command
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation import sweep as sweeping
 from sde_diffusion.evaluation.curves import (
@@ -180,6 +182,37 @@ def test_command(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pytest.approx(r["metrics"]["FD-digits"]) for r in sorted(rows, key=lambda r: _place(r, table))
     ]
     assert (trained / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_row_goes_on_with_its_next_batch(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = ("--samplers=ancestral,ddim", "--steps=7", "--batch_size=30")  # 7 of no other test
+    whole = shutil.copytree(trained, tmp_path / "whole")
+    assert benchmark(whole, *flags) == 0
+    killed = shutil.copytree(trained, tmp_path / "killed")
+    firsts: list[int] = []
+    draw = command.draw
+
+    def dying_draw(*arguments: Any, **options: Any) -> Any:
+        if len(firsts) == 2:
+            raise KeyboardInterrupt
+        firsts.append(options.get("first_index", -1))
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(command, "draw", dying_draw)
+    benchmark(killed, *flags)
+    firsts.append(-1)  # one more than it dies at
+    assert benchmark(killed, *flags) == 0
+    assert [first for first in firsts if first >= 0] == [0, 30, 60, 0, 30, 60]  # each batch of both rows once
+    assert not [path for path in (killed / "benchmark").iterdir() if path.is_dir()]
+    for a, b in zip(*(read_rows(folder / "benchmark.jsonl")[-2:] for folder in (whole, killed)), strict=True):
+        assert {name: a[name] for name in FOUND} == {name: b[name] for name in FOUND}
+
+
+FOUND = ("sampler", "nfe", "metrics", "solver_error", "training_images", "picture")
+"""Of a row, what is the same however often it is computed."""
 
 
 def _place(r: dict[str, Any], table: list[dict[str, str]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ import samplers
 from samplers import Sampler
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, pick_device, require_workdir, say
-from sde_diffusion.commands.sample import STRIP_ROWS, Drawn, Run, draw, load_run
+from sde_diffusion.commands.sample import STRIP_ROWS, Run, draw, load_run
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation.curves import as_csv, points, recommendation
@@ -27,13 +28,24 @@ from sde_diffusion.evaluation.metrics import (
     Extractor,
     Features,
     content_hash,
-    join,
     measure,
     reference_features,
     require_enough,
 )
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
-from sde_diffusion.evaluation.sweep import PICTURES, RECORD, TRAJECTORY, Row, Setting, read_rows, settings, sweep
+from sde_diffusion.evaluation.sweep import (
+    PICTURES,
+    RECORD,
+    TRAJECTORY,
+    Batch,
+    Row,
+    Setting,
+    batches,
+    join_batches,
+    read_rows,
+    settings,
+    sweep,
+)
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.training import checkpoints
 
@@ -127,7 +139,7 @@ def load_reference(
     return extractor, reference, content_hash(real)
 
 
-Hook = Callable[[Setting, Sampler, Drawn], dict[str, float]]
+Hook = Callable[[Setting, Sampler, Tensor], dict[str, float]]
 """Called with the samples of each new run; returns metrics to keep beside the others."""
 
 
@@ -188,41 +200,47 @@ def sweep_run(
         count = min(NUM_EXACT, against.num_samples)
         return draw(solver, in_float32, device, count, count, seed, quiet=True).x
 
+    kept = max(NUM_EXACT, NUM_SHOWN)
+    count = -(-against.num_samples // against.batch_size)
+    progress = tqdm(total=count * len(plan), unit="batch", disable=quiet, desc="benchmark")
     in_float32 = replace(run, denoiser=run.float32)
     strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}  # the last: the longest
 
     def one(setting: Setting, stem: str) -> Row:
         sampler = sampler_of(setting)
-        parts: list[Features] = []
+        progress.set_postfix_str(f"{setting.sampler} {setting.option}={setting.value:g} seed {setting.seed}")
+
+        def compute(first: int, last: int) -> Batch:
+            count = last - first
+            part = draw(sampler, run, device, count, count, setting.seed, quiet, first_index=first)
+            start = time.perf_counter()
+            features = extractor(pictures(dataset, part.x))  # all that is kept of most
+            x = part.x if hook else part.x[: max(kept - first, 0)].clone()  # not a view, which would keep them all
+            return Batch(features, x, part.nfe, part.seconds, time.perf_counter() - start)
+
+        parts = []
+        for part in batches(workdir / PICTURES / stem, against.num_samples, against.batch_size, compute):
+            parts.append(part)
+            progress.update()
+        whole = join_batches(parts)
         start = time.perf_counter()
-        drawn = draw(
-            sampler,
-            run,
-            device,
-            against.num_samples,
-            against.batch_size,
-            setting.seed,
-            quiet=True,
-            on_batch=lambda x: parts.append(extractor(pictures(dataset, x))),  # features are all that is kept of most
-            keep=None if hook else max(NUM_EXACT, NUM_SHOWN),
-        )
-        found = measure(join(parts), reference, metric, against.kid_subset)
-        metric_seconds = time.perf_counter() - start - drawn.seconds
+        found = measure(whole.features, reference, metric, against.kid_subset)
+        metric_seconds = whole.metric_seconds + time.perf_counter() - start
         if hook is not None:
-            found |= hook(setting, sampler, drawn)
+            found |= hook(setting, sampler, whole.x)
         error = None
         if not sampler.stochastic and not sampler.clip:  # a flow that is clipped has kinks: no solver is tight on it
             target = exact(setting.seed)
-            error = float((drawn.x[: len(target)] - target).square().mean())
-        save_grid(workdir / PICTURES / f"{stem}.png", drawn.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
+            error = float((whole.x[: len(target)] - target).square().mean())
+        save_grid(workdir / PICTURES / f"{stem}.png", whole.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
         if setting == strips[setting.sampler]:  # drawn again and not along with the others, which are being timed
             few = draw(sampler, run, device, STRIP_ROWS, STRIP_ROWS, setting.seed, quiet=True, with_strip=True)
             times, states = zip(*few.strip, strict=True)
             save_strip(workdir / PICTURES / f"{stem}{TRAJECTORY}.png", states, times)
         return {
-            "nfe": drawn.nfe,
-            "seconds": round(drawn.seconds, 4),
-            "images_per_second": against.num_samples / drawn.seconds,
+            "nfe": whole.nfe,
+            "seconds": round(whole.seconds, 4),
+            "images_per_second": against.num_samples / whole.seconds,
             "metric_seconds": round(metric_seconds, 4),
             "solver_error": error,
             "metrics": found,
@@ -232,11 +250,13 @@ def sweep_run(
         }
 
     recorded = read_rows(workdir / RECORD)
-    with tqdm(total=len(plan), unit="run", disable=quiet, desc="benchmark") as progress:
+    with progress:
 
         def show(row: Row, new: bool) -> None:
-            progress.update()
-            if new and not quiet:
+            shutil.rmtree(workdir / PICTURES / row["picture"], ignore_errors=True)  # its batches: the row has them now
+            if not new:
+                progress.update(count)
+            elif not quiet:
                 progress.write(_line(row))
 
         rows = sweep(workdir / RECORD, recorded, plan, key, options_of, one, show)

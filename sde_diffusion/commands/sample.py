@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples on the CPU (all or the first), counted evaluations of a sample, seconds, the strip's times and states."""
+    """Samples on the CPU, counted evaluations of a sample, seconds, the strip's times and states."""
 
     x: Tensor
     nfe: float
@@ -116,15 +115,13 @@ def draw(
     seed: int,
     quiet: bool,
     with_strip: bool = False,
-    on_batch: Callable[[Tensor], None] | None = None,
-    keep: int | None = None,
+    first_index: int = 0,
 ) -> Drawn:
-    """Draw samples 0 … ``num_samples − 1`` of a seed in batches, with a progress bar over solver steps.
+    """Draw ``num_samples`` samples of a seed in batches, with a progress bar over solver steps.
 
     Args:
         with_strip: keep the first samples' states on their way.
-        on_batch: called with each batch, on the CPU; its time is not counted.
-        keep: samples to return, where ``on_batch`` has seen to the others; by default all.
+        first_index: number of the first sample.
     """
     from tqdm import tqdm
 
@@ -149,14 +146,12 @@ def draw(
 
             start = time.perf_counter()
             shape = (min(batch_size, num_samples - first), *run.shape)
-            result = sampler.draw(run.denoiser, shape, seed, first_index=first, device=device, callback=see)
-            x = result.x.cpu()
+            result = sampler.draw(
+                run.denoiser, shape, seed, first_index=first_index + first, device=device, callback=see
+            )
+            parts.append(result.x.cpu())
             seconds += time.perf_counter() - start
             nfe.append(result.nfe_per_sample.cpu())
-            if on_batch is not None:
-                on_batch(x)
-            if keep is None or first < keep:
-                parts.append(x if keep is None else x[: keep - first].clone())  # not a view, which would keep them all
     chosen = torch.linspace(0, max(len(strip) - 1, 0), min(STRIP_COLUMNS, len(strip))).round().long().tolist()
     return Drawn(torch.cat(parts), float(torch.cat(nfe).double().mean()), seconds, [strip[i] for i in chosen])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
+from torch import Tensor
 
 import samplers
 from samplers import Sampler
@@ -14,7 +15,7 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands import likelihood
 from sde_diffusion.commands.benchmark import Against, load_reference, sweep_run
 from sde_diffusion.commands.flags import define_run_flags, pick_device, say
-from sde_diffusion.commands.sample import Drawn, load_run, save_samples
+from sde_diffusion.commands.sample import load_run, save_samples
 from sde_diffusion.commands.train import train_run
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import setting_text
@@ -99,11 +100,11 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     planned = plan(config.seed)
     last = {setting.sampler: setting for setting in planned}
 
-    def pixels(setting: Setting, sampler: Sampler, drawn: Drawn) -> dict[str, float]:
-        x = drawn.x.clamp(-1.0, 1.0)
+    def pixels(setting: Setting, sampler: Sampler, samples: Tensor) -> dict[str, float]:
+        x = samples.clamp(-1.0, 1.0)
         if setting == last[setting.sampler]:
             facts = provenance(device, seed=setting.seed, checkpoint=str(loaded.checkpoint), sampler=repr(sampler))
-            save_samples(workdir / "samples" / f"{setting.sampler}.npz", drawn.x, facts)
+            save_samples(workdir / "samples" / f"{setting.sampler}.npz", samples, facts)
             save_grid(workdir / "samples" / f"{setting.sampler}.png", x[:GRID])
         gap = energy_distance(x, test_x)
         ratio = float(nearest_distances(x, train_x).mean() / usual)

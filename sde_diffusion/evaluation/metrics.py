@@ -52,6 +52,16 @@ class Features:
     features: Tensor
     logits: Tensor | None
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what there is by name, to be kept in a file."""
+        return {name: value.numpy() for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, np.ndarray]) -> Features:
+        """Return what :meth:`arrays` gave; other names are left alone."""
+        logits = torch.from_numpy(arrays["logits"]) if "logits" in arrays else None
+        return cls(torch.from_numpy(arrays["features"]), logits)
+
 
 def join(parts: Sequence[Features]) -> Features:
     """Return the features of several batches as one."""
@@ -138,13 +148,11 @@ def reference_features(extractor: Extractor, images: Tensor) -> Features:
     path = cache_folder() / f"{extractor.name}-{key[:24]}.npz"
     if path.exists():
         try:
-            kept = read_npz(path, "cache of features")
-            logits = torch.from_numpy(kept["logits"]) if "logits" in kept else None
-            return Features(torch.from_numpy(kept["features"]), logits)
+            return Features.of_arrays(read_npz(path, "cache of features"))
         except (InputError, KeyError):
             path.unlink(missing_ok=True)  # a cache: made again
     found = extractor(images)
-    content: dict[str, Any] = {name: value.numpy() for name, value in vars(found).items() if value is not None}
+    content: dict[str, Any] = {**found.arrays()}
     write_atomically(path, lambda p: np.savez(p, **content))
     return found
 

@@ -1,7 +1,8 @@
 """Samplers against cost: one row for each sampler, step count and seed, appended as it is finished.
 
 ``benchmark.jsonl`` is the record. A row names everything its numbers depend on, so a sweep that was killed goes on
-without repeating one, and rows that are of different measurements are never put side by side.
+without repeating one, and rows that are of different measurements are never put side by side. What is computed of a
+row that takes long is kept batch by batch until the row is there.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import to_json, write_atomically
+from sde_diffusion.evaluation.metrics import Features, join
+from sde_diffusion.files import read_npz, to_json, write_atomically
 
 Row = dict[str, Any]
 
@@ -99,6 +105,71 @@ def append_row(path: Path, row: Row) -> None:
         except OSError:
             file.truncate(start)
             raise
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a row needs of a batch of its samples.
+
+    Attributes:
+        features: what the feature network makes of them.
+        x: the first samples of the row, as many as are wanted and lie in this batch.
+        nfe: counted evaluations of a sample.
+        seconds: of sampling.
+        metric_seconds: of the feature network.
+    """
+
+    features: Features
+    x: Tensor
+    nfe: float
+    seconds: float
+    metric_seconds: float
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Return several batches as one; ``nfe`` is the mean over their samples."""
+    counts = [len(part.features.features) for part in parts]
+    return Batch(
+        features=join([part.features for part in parts]),
+        x=torch.cat([part.x for part in parts]),
+        nfe=sum(part.nfe * count for part, count in zip(parts, counts, strict=True)) / sum(counts),
+        seconds=sum(part.seconds for part in parts),
+        metric_seconds=sum(part.metric_seconds for part in parts),
+    )
+
+
+def batches(folder: Path, num_samples: int, batch_size: int, compute: Callable[[int, int], Batch]) -> Iterator[Batch]:
+    """Yield the batches of a row; all but the last, with which the row is finished, are kept in ``folder``.
+
+    Args:
+        folder: of this row alone; batches that are there are not computed again.
+        compute: returns the batch of samples ``first`` … ``last − 1``.
+    """
+    for first in range(0, num_samples, batch_size):
+        last = min(first + batch_size, num_samples)
+        path = folder / f"{first}-{last}.npz"
+        if path.exists():
+            yield _read_batch(path)
+            continue
+        batch = compute(first, last)
+        if last < num_samples:
+            _write_batch(path, batch)
+        yield batch
+
+
+_NUMBERS = ("nfe", "seconds", "metric_seconds")
+
+
+def _read_batch(path: Path) -> Batch:
+    kept = read_npz(path, "batch of a sweep")
+    return Batch(
+        Features.of_arrays(kept), torch.from_numpy(kept["x"]), **{name: float(kept[name]) for name in _NUMBERS}
+    )
+
+
+def _write_batch(path: Path, batch: Batch) -> None:
+    content: dict[str, Any] = {**batch.features.arrays(), **{name: getattr(batch, name) for name in _NUMBERS}}
+    write_atomically(path, lambda p: np.savez(p, x=batch.x.numpy(), **content))
 
 
 def sweep(
