@@ -172,6 +172,7 @@ def sweep_run(
 
     for setting in plan:  # refuse what cannot be built before anything is computed
         sampler_of(setting)
+    recorded = read_rows(workdir / RECORD)
     dataset = configuration.build_dataset(config)
     extractor, reference, digest = load_reference(config, dataset, against, device)
     metric = extractor.metric
@@ -249,7 +250,6 @@ def sweep_run(
             "provenance": provenance(device, step=run.step, weights="ema"),
         }
 
-    recorded = read_rows(workdir / RECORD)
     with progress:
 
         def show(row: Row, new: bool) -> None:
