@@ -42,6 +42,15 @@ def test_sampled_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert part in page
 
 
+def test_unpacked_in_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty", target_is_directory=True)
+    shipped.unpack("fashion_mnist", tmp_path / "link")
+    shipped.unpack("fashion_mnist", tmp_path / "empty")
+    assert checkpoints.newest(tmp_path / "empty").name == checkpoints.newest(shipped.folder("fashion_mnist")).name
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "pretrained='imagenet': expected one of fashion_mnist" in refused(capsys, "sample", "--pretrained=imagenet")
     (tmp_path / "notes.txt").write_text("mine")

@@ -35,10 +35,12 @@ def unpack(name: str, workdir: Path) -> None:
         InputError: on an unknown name, or if ``workdir`` holds something else.
     """
     source = folder(name)
-    if workdir.exists():
+    workdir = workdir.resolve()  # what a link points to, not the link, is what is made
+    empty = workdir.is_dir() and next(workdir.iterdir(), None) is None
+    if workdir.exists() and not empty:
         there = checkpoints.existing(workdir)
         same = bool(there) and checkpoints.digest(there[-1]) == checkpoints.digest(checkpoints.newest(source))
-        require(same, "workdir", str(workdir), f"a new folder, or one of {name!r}", "it holds something else")
+        require(same, "workdir", str(workdir), f"a new or empty folder, or one of {name!r}", "it holds something else")
         return
     workdir.parent.mkdir(parents=True, exist_ok=True)
     temporary = workdir.with_name(f".{uuid.uuid4().hex}")
