@@ -202,8 +202,8 @@ def sweep_run(
         return draw(solver, in_float32, device, count, count, seed, quiet=True).x
 
     kept = max(NUM_EXACT, NUM_SHOWN)
-    count = -(-against.num_samples // against.batch_size)
-    progress = tqdm(total=count * len(plan), unit="batch", disable=quiet, desc="benchmark")
+    batches_each = -(-against.num_samples // against.batch_size)
+    progress = tqdm(total=batches_each * len(plan), unit="batch", disable=quiet, desc="benchmark")
     in_float32 = replace(run, denoiser=run.float32)
     strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}  # the last: the longest
 
@@ -255,7 +255,7 @@ def sweep_run(
         def show(row: Row, new: bool) -> None:
             shutil.rmtree(workdir / PICTURES / row["picture"], ignore_errors=True)  # its batches: the row has them now
             if not new:
-                progress.update(count)
+                progress.update(batches_each)
             elif not quiet:
                 progress.write(_line(row))
 

@@ -52,7 +52,7 @@ class Features:
     features: Tensor
     logits: Tensor | None
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Any]:
         """Return what there is by name, to be kept in a file."""
         return {name: value.numpy() for name, value in vars(self).items() if value is not None}
 
@@ -152,8 +152,7 @@ def reference_features(extractor: Extractor, images: Tensor) -> Features:
         except (InputError, KeyError):
             path.unlink(missing_ok=True)  # a cache: made again
     found = extractor(images)
-    content: dict[str, Any] = {**found.arrays()}
-    write_atomically(path, lambda p: np.savez(p, **content))
+    write_atomically(path, lambda p: np.savez(p, **found.arrays()))
     return found
 
 

@@ -168,8 +168,8 @@ def _read_batch(path: Path) -> Batch:
 
 
 def _write_batch(path: Path, batch: Batch) -> None:
-    content: dict[str, Any] = {**batch.features.arrays(), **{name: getattr(batch, name) for name in _NUMBERS}}
-    write_atomically(path, lambda p: np.savez(p, x=batch.x.numpy(), **content))
+    numbers: dict[str, Any] = {name: getattr(batch, name) for name in _NUMBERS}
+    write_atomically(path, lambda p: np.savez(p, x=batch.x.numpy(), **batch.features.arrays(), **numbers))
 
 
 def sweep(
