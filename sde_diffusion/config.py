@@ -18,7 +18,6 @@ from samplers import SAMPLERS, Sampler
 from sde_diffusion.data import DATASETS, Dataset, train_batch
 from sde_diffusion.denoisers import CONDITIONINGS, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
-from sde_diffusion.files import read_json
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute
@@ -27,6 +26,7 @@ from sde_diffusion.ops import column
 from sde_diffusion.registry import Registry, hint
 from sde_diffusion.sdes import SDE, SDES
 from sde_diffusion.training.loop import BatchFn, TrainingOptions
+from sde_diffusion.training.settings import CONFIG_FILE, read_settings
 
 
 def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
@@ -214,17 +214,14 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def load_config(path: Path) -> ConfigDict:
-    """Read a resolved configuration from a workdir's ``config.json``.
+def load_config(workdir: Path) -> ConfigDict:
+    """Read the resolved configuration of a run.
 
     Raises:
-        InputError: if the file is not one, or has a key this version does not know.
+        InputError: if there is none, or it has a key this version does not know.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-        raise InputError(f"{path}: expected the configuration of a run, with keys 'config' and 'provenance'")
     config = default_config()
-    merge(config, content["config"], path)
+    merge(config, read_settings(workdir)["config"], workdir / CONFIG_FILE)
     return config
 
 

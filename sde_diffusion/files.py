@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
+import shutil
 import time
 import uuid
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,19 +23,120 @@ import torch
 import sde_diffusion
 from sde_diffusion.commit import commit
 from sde_diffusion.errors import InputError
+from sde_diffusion.locks import is_at, try_lock
+
+UNFINISHED = ".unfinished-"
+"""What the names of files and folders begin with that are being written."""
+
+
+def _open(path: Path) -> int | None:
+    """Open a file or folder to be locked; None where the system cannot."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing in ``folder``; what a living one is writing is locked, and stays."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        descriptor = _open(path)
+        if descriptor is None:
+            continue
+        try:
+            if try_lock(descriptor):
+                _remove(path)
+        except OSError:  # no locks here: nobody can tell whether it is being written
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _unfinished(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a new file or folder beside ``path``, locked as long as it is being written, then removed if still there.
+
+    Args:
+        make: makes it, empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_unfinished(path.parent)
+    while True:
+        part = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{path.name}")  # some writers go by the suffix
+        make(part)
+        descriptor = _open(part)
+        with suppress(OSError):  # no locks here: then nobody sweeps either
+            if descriptor is not None and not (try_lock(descriptor) and is_at(descriptor, part)):
+                os.close(descriptor)  # swept before it was locked
+                continue
+        break
+    try:
+        yield part
+    finally:
+        _remove(part)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file or the entries of a folder to the disk itself."""
+    descriptor = _open(path)
+    if descriptor is not None:
+        try:
+            if not path.is_dir() or os.name == "posix":
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there: a kill leaves the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")  # keeps the suffix, which some writers go by
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Let ``write`` fill a temporary file beside ``path``, then move it there: a kill leaves the old or the new.
+
+    The file has the permissions that the person's files ordinarily have, whatever ``write`` gives it.
+    """
+    with _unfinished(path, lambda part: part.touch(exist_ok=False)) as part:
+        ordinary = part.stat().st_mode
+        write(part)
+        part.chmod(ordinary)
+        _to_disk(part)
+        os.replace(part, path)
+        _to_disk(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to be filled; it becomes ``path``, which is new or empty by then, whole or not at all.
+
+    Raises:
+        InputError: if ``path`` holds something.
+    """
+    with _unfinished(path, Path.mkdir) as part:
+        yield part
+        for content in part.rglob("*"):
+            _to_disk(content)
+        try:
+            os.rename(part, path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was first
+                expected = "a new or an empty folder; it holds something already"
+                raise InputError(f"folder={str(path)!r}: expected {expected}") from None
+            raise
+        _to_disk(path.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that nobody ever sees a part of it."""
+    part = folder.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{folder.name}")
+    with suppress(FileNotFoundError):
+        os.rename(folder, part)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -54,8 +157,9 @@ def read_npz(path: Path, expected: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable {expected} ({error}); delete it to start again") from None
+    except Exception as error:  # whatever a broken archive makes its readers raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a readable {expected} ({reason}); delete it to start again") from None
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

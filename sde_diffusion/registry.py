@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, require_plain_name
 
 T = TypeVar("T")
 
@@ -36,8 +36,9 @@ class Registry(Generic[T]):
         """Return a decorator that enters a class or function under ``name``.
 
         Raises:
-            InputError: if the name is taken.
+            InputError: if the name is taken, or cannot be part of a file's name, as samplers' names are.
         """
+        require_plain_name(self.kind, name)
 
         def enter(entry: Any) -> Any:
             if name in self._entries:

@@ -203,7 +203,8 @@ def test_damaged_workdirs(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     weights.write_bytes(weights.read_bytes()[:-100])
     for command in ("sample", "train"):
         more = ["--config.training.num_steps=4"] if command == "train" else []
-        assert "not a readable safetensors" in refused(capsys, command, f"--workdir={truncated}", "--quiet", *more)
+        text = refused(capsys, command, f"--workdir={truncated}", "--quiet", *more)
+        assert "ema.safetensors: damaged, it is not as it was written by its SHA-256; there is no checkpoint" in text
     assert weights.exists()
 
     foreign = copy("foreign")
@@ -213,10 +214,18 @@ def test_damaged_workdirs(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "state.json" in refused(capsys, "sample", f"--workdir={foreign}", "--quiet")
 
     broken = copy("broken")
-    (broken / "config.json").write_text("{")
-    assert "config.json" in refused(capsys, "sample", f"--workdir={broken}", "--quiet")
+    for damage in ("{", None):  # the copy in the checkpoint is used, and said so
+        (broken / "config.json").unlink() if damage is None else (broken / "config.json").write_text(damage)
+        assert sample(broken, "--steps=2") == 0
+        assert "config.json" in (said := capsys.readouterr().err)
+        assert "the copy in step_00000002 is used instead" in said
     content = json.loads((trained / "config.json").read_text())
     content["config"]["sde"]["nmae"] = "vp"
+    (broken / "config.json").write_text(json.dumps(content))
+    state = broken / "checkpoints" / "step_00000002" / "state.json"
+    state.write_text(json.dumps({"format": "sde-diffusion checkpoint 1"}))  # there is no good copy in it
+    assert "damaged, or changed by hand" in refused(capsys, "sample", f"--workdir={broken}", "--quiet")
+    content.pop("sha256")
     (broken / "config.json").write_text(json.dumps(content))
     assert "unknown key 'sde.nmae'" in refused(capsys, "sample", f"--workdir={broken}", "--quiet")
     (broken / "config.json").unlink()

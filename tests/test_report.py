@@ -136,7 +136,10 @@ def test_runs_side_by_side(measured: Path, tmp_path: Path, browser: Any) -> None
 def test_unlike_runs_are_refused(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
 ) -> None:
-    other = copy(measured, tmp_path / "other", **{field: "unlike"})
+    unlike: dict[str, Any] = {field: 1 if field in ("num_samples", "kid_subset") else "unlike"}
+    if field == "metric":
+        unlike["metrics"] = {"unlike": 1.0, "unlike error": 0.1}
+    other = copy(measured, tmp_path / "other", **unlike)
     text = refused(capsys, "report", f"--workdir={measured}", f"--compare={other}")
     assert re.search(rf"{field}: .* cannot be compared", text)
 

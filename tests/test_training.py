@@ -123,7 +123,7 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(tmp_path: Path) 
     assert train(tmp_path, "--config.training.num_steps=4", "--config.training.checkpoint_every=2") == 0
     (tmp_path / "checkpoints" / ".torn").mkdir()
     with open(tmp_path / "train.jsonl", "a") as file:
-        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
+        file.write('{"step": 9, "loss": 1.0, "learning_rate": 1.0}\n{"step": 10, "lo')
     assert train(tmp_path, "--config.training.num_steps=6", "--config.training.checkpoint_every=2") == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6]

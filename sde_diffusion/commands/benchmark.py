@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,12 +41,13 @@ from sde_diffusion.evaluation.sweep import (
     Setting,
     batches,
     join_batches,
+    picture_of,
     read_rows,
     settings,
     sweep,
 )
-from sde_diffusion.files import provenance, write_atomically
-from sde_diffusion.training import checkpoints
+from sde_diffusion.files import discard, provenance, write_atomically
+from sde_diffusion.locks import one_writer
 
 EXTRACTOR_OF = {"digits": "digits", "fashion_mnist": "fashion"}
 """Built-in extractors by data set; all others take torch-fidelity's Inception."""
@@ -161,6 +161,20 @@ def sweep_run(
     Raises:
         InputError: if a sampler cannot be built, or there are too few samples for a metric.
     """
+    with one_writer(workdir, "benchmark"):
+        return _swept(workdir, config, run, plan, against, device, quiet, hook)
+
+
+def _swept(
+    workdir: Path,
+    config: ConfigDict,
+    run: Run,
+    plan: Sequence[Setting],
+    against: Against,
+    device: torch.device,
+    quiet: bool,
+    hook: Hook | None,
+) -> list[Row]:
     from tqdm import tqdm
 
     def sampler_of(setting: Setting) -> Sampler:
@@ -182,7 +196,7 @@ def sweep_run(
         "reference": f"{dataset.name} {against.split} {digest}",
         "num_samples": against.num_samples,
         "kid_subset": against.kid_subset,
-        "checkpoint": checkpoints.digest(run.checkpoint),
+        "checkpoint": run.digest,
         "dtype": run.dtype,
     }
 
@@ -246,14 +260,13 @@ def sweep_run(
             "solver_error": error,
             "metrics": found,
             "training_images": training_images(),
-            "picture": stem,
             "provenance": provenance(device, step=run.step, weights="ema"),
         }
 
     with progress:
 
         def show(row: Row, new: bool) -> None:
-            shutil.rmtree(workdir / PICTURES / row["picture"], ignore_errors=True)  # its batches: the row has them now
+            discard(workdir / PICTURES / picture_of(row))  # its batches: the row has them now
             if not new:
                 progress.update(batches_each)
             elif not quiet:

@@ -8,14 +8,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import CONFIG_FILE, require_workdir, say
+from sde_diffusion.commands.flags import require_workdir, say
 from sde_diffusion.errors import require
-from sde_diffusion.files import provenance, write_json
+from sde_diffusion.files import new_folder, provenance
 from sde_diffusion.pretrained import read_source
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import make_optimizer
+from sde_diffusion.training.settings import is_run, write_settings
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -29,16 +30,20 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     """Make a workdir with the configuration and the weights of a checkpoint."""
     workdir = require_workdir(values)
     require(bool(values.source), "source", values.source, "a checkpoint", "give --source=FILE or --source=FOLDER")
-    free = not (workdir / CONFIG_FILE).exists() and not checkpoints.existing(workdir)
-    require(free, "workdir", str(workdir), "a new folder", "it holds a run already")
+    held = "it holds a run already" if is_run(workdir) else "it holds something already"
+    free = not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir()))
+    require(free, "workdir", str(workdir), "a new folder", held)
     source = read_source(Path(values.source), config, describes=bool(values.config))
     network, options = source.network(averaged=False), configuration.build_training(source.config)
     ema, step = EMA(source.network(), options.ema_decay), source.pretrained.step
     ema.updates = step
     facts = provenance(seed=source.config.seed, source=source.pretrained.source)
-    checkpoints.save(workdir, TrainingState(network, ema, make_optimizer(network, options), step), keep=1, facts=facts)
     data = {"shape": list(source.shape), "levels": source.levels}
-    write_json(workdir / CONFIG_FILE, {"config": source.config.to_dict(), "data": data, "provenance": facts})
+    settings = {"config": source.config.to_dict(), "data": data, "provenance": facts}
+    state = TrainingState(network, ema, make_optimizer(network, options), step)
+    with new_folder(workdir) as part:
+        checkpoints.save(part, state, keep=1, settings=settings)
+        write_settings(part, settings)
     size = sum(p.numel() for p in network.parameters())
     say(
         f"{source.config.network.name}: {size:,} parameters, data {'×'.join(map(str, source.shape))}, step {step}\n"

@@ -15,8 +15,7 @@ from sde_diffusion.config import default_config, differences, load_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
 from sde_diffusion.training import shipped
-
-CONFIG_FILE = "config.json"
+from sde_diffusion.training.settings import is_run
 
 
 def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> None:
@@ -43,14 +42,11 @@ def define_sampling_flags(values: flags.FlagValues) -> None:
 
 def parse(
     name: str, summary: str, define: Callable[[flags.FlagValues], None], arguments: Sequence[str]
-) -> tuple[flags.FlagValues, ConfigDict]:
-    """Read the flags and the configuration of a command.
-
-    The configuration is that of the workdir if it has one, else the file given with ``--config``, else the built-in
-    default; ``--config.KEY=VALUE`` then changes single values.
+) -> tuple[flags.FlagValues, list[str]]:
+    """Read the flags of a command; returns them, and apart from them those that change the configuration.
 
     Raises:
-        InputError: on an unknown configuration key, a value of the wrong type, a bad file.
+        InputError: on an argument that is no flag.
         absl.flags.Error: on an unknown flag or a bad value.
     """
     overrides = [a for a in arguments if a.lstrip("-").startswith("config.")]
@@ -67,7 +63,18 @@ def parse(
         print(f"sde-diffusion {name}: {summary}\n{values.get_help()}\n\nDefault configuration:\n{default_config()}")
         raise SystemExit(0)
     require(len(rest) == 1, "argument", rest[-1], "only flags", "write --flag=value")
+    return values, overrides
 
+
+def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
+    """Return the configuration of a command, and set what it says of the whole process.
+
+    It is that of the workdir if it has one, else the file given with ``--config``, else the built-in default;
+    ``--config.KEY=VALUE`` then changes single values.
+
+    Raises:
+        InputError: on an unknown configuration key, a value of the wrong type, a bad file.
+    """
     if "pretrained" in values and values.pretrained:
         values.workdir = values.workdir or f"runs/{values.pretrained}"
         shipped.unpack(values.pretrained, Path(values.workdir))
@@ -76,8 +83,8 @@ def parse(
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
     try:
         holder = flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=[name, *overrides])
-        holder([name, *overrides])
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *overrides])
+        holder(["", *overrides])
     except (TypeError, ValueError, SyntaxError, AttributeError, KeyError) as error:
         raise InputError(f"--config: {error}") from None
     config = holder.config
@@ -91,14 +98,13 @@ def parse(
     for flag, low in (("num_samples", 1), ("batch_size", 1), ("steps", 1)):
         if flag in values and values[flag].value is not None and not isinstance(values[flag].value, list):
             require_int(flag, values[flag].value, low)
-    return values, config
+    return config
 
 
 def _base_config(values: flags.FlagValues) -> ConfigDict:
     workdir = values.workdir if "workdir" in values else None
-    saved = Path(workdir) / CONFIG_FILE if workdir else None
-    if saved is not None and saved.exists():
-        config = load_config(saved)
+    if workdir and is_run(Path(workdir)):
+        config = load_config(Path(workdir))
         if values.config:
             changed = differences(config, config_file(values.config))
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

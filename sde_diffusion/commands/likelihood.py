@@ -21,8 +21,9 @@ from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
 from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, read_state, text_of
-from sde_diffusion.files import provenance, read_json, write_json
-from sde_diffusion.training import checkpoints
+from sde_diffusion.files import provenance
+from sde_diffusion.locks import one_writer
+from sde_diffusion.records import read_record, write_record
 
 DEFAULT_TOLERANCE = 1e-4
 """Of a few given pictures, whose spread says nothing about a mean."""
@@ -117,18 +118,17 @@ def score_split(
 
     device = device or torch.device("cpu")
     scorer = Scorer(run.denoiser, dataset, k, options, seed, device)
-    digest = checkpoints.digest(run.checkpoint)
-    key = {"checkpoint": digest, "seed": seed, "num_images": len(k), "options": asdict(options), **facts}
+    key = {"checkpoint": run.digest, "seed": seed, "num_images": len(k), "options": asdict(options), **facts}
     if run.dtype != "float32":
         key["dtype"] = run.dtype
     path = workdir / f"{stem}.npz"
-    _keep_other(path, key)
-    with tqdm(total=len(k), unit="image", desc=stem, disable=quiet, leave=False) as progress:
+    with one_writer(workdir, stem), tqdm(total=len(k), unit="image", desc=stem, disable=quiet, leave=False) as progress:
+        _keep_other(path, key)
         scores = scorer.score(path, key, batch_size, progress.update)
-    result = bits.summary(scores, dataset, options)
-    result["provenance"] = provenance(device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
-    write_json(workdir / f"{stem}.json", result)
-    save_bound(workdir / f"{stem}.png", result["curves"])
+        result = bits.summary(scores, dataset, options)
+        result["provenance"] = provenance(device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
+        write_record(workdir / f"{stem}.json", result)
+        save_bound(workdir / f"{stem}.png", result["curves"])
     return scores, result
 
 
@@ -184,7 +184,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
         found = bits.separation(inside, outside)
         path = workdir / f"likelihood_{values.against}.json"
         separated = {"inside": dataset.name, **asdict(found), "caveat": CAVEAT}
-        write_json(path, {**read_json(path), "separation": separated})
+        write_record(path, {**read_record(path), "separation": separated})
         say(
             f"AUROC of log-likelihood, {dataset.name} above {values.against}: {found.auroc:.4f} ± "
             f"{found.std_error:.4f}\n{CAVEAT}",

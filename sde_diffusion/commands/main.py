@@ -7,11 +7,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from absl import flags
 
 import sde_diffusion
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.registry import hint
 
 COMMANDS = {
@@ -25,6 +27,9 @@ COMMANDS = {
     "convert": "make a workdir of another project's checkpoint, for all of the above",
     "tour": "the main job on built-in data: train on digits, score, sweep every sampler, report",
 }
+
+TRAINING = ("train", "tour")
+"""Commands that train."""
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that are the disk's: it is full, or may not be written to."""
@@ -43,6 +48,21 @@ def usage() -> str:
     )
 
 
+def _sole_trainer(name: str, values: flags.FlagValues) -> AbstractContextManager[None]:
+    """Keep other trainings out of the workdir of one, from before its configuration is read."""
+    from sde_diffusion.locks import one_writer
+
+    trains = name in TRAINING and bool(values.workdir)
+    return one_writer(Path(values.workdir), "training") if trains else nullcontext()
+
+
+def _require_one_process() -> None:
+    """Refuse to be one of several processes: each would do all of the work and write the same files."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    expected = "1 process; several are not supported yet"
+    require(count in ("", "1"), "WORLD_SIZE", count, expected, "start the command alone, not with torchrun")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, or 1 where a check failed or the disk is full, or 2 on bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -54,15 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     try:
+        _require_one_process()
         if name not in COMMANDS:
             known = list(COMMANDS)
             raise InputError(f"command={name!r}: unknown{hint(name, known)} commands: {', '.join(known)}")
         # The command's module brings in torch and the rest: only now, so that the help above is instant.
-        from sde_diffusion.commands.flags import parse
+        from sde_diffusion.commands.flags import parse, resolve
 
         command = importlib.import_module(f"sde_diffusion.commands.{name}")
-        values, config = parse(name, COMMANDS[name], command.define_flags, arguments[1:])
-        return int(command.run(values, config) or 0)
+        values, overrides = parse(name, COMMANDS[name], command.define_flags, arguments[1:])
+        with _sole_trainer(name, values):
+            return int(command.run(values, resolve(values, overrides)) or 0)
     except (InputError, flags.Error) as error:
         print(f"sde-diffusion: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -17,7 +17,6 @@ from torch import Tensor
 from samplers import Sampler
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import (
-    CONFIG_FILE,
     define_pretrained_flag,
     define_run_flags,
     define_sampling_flags,
@@ -26,12 +25,12 @@ from sde_diffusion.commands.flags import (
     say,
 )
 from sde_diffusion.denoisers import Denoiser
-from sde_diffusion.errors import InputError
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
-from sde_diffusion.files import provenance, read_json, write_atomically
+from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.networks.execution import precision_of
 from sde_diffusion.ops import column
 from sde_diffusion.training import checkpoints
+from sde_diffusion.training.settings import read_settings
 
 STRIP_ROWS, STRIP_COLUMNS = 8, 12
 
@@ -55,6 +54,7 @@ class Run:
         levels: number of grey levels of the data; None for vectors.
         checkpoint: folder of the weights.
         step: training step of the weights.
+        digest: SHA-256 of the weights' file.
     """
 
     denoiser: Denoiser
@@ -63,6 +63,7 @@ class Run:
     levels: int | None
     checkpoint: Path
     step: int
+    digest: str
 
     @property
     def dtype(self) -> str:
@@ -76,24 +77,18 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
     Raises:
         InputError: if there is none, or it does not fit the configuration.
     """
-    folder = checkpoints.newest(workdir)
-    if not (workdir / CONFIG_FILE).exists():
-        raise InputError(
-            f"workdir={str(workdir)!r}: has checkpoints but no {CONFIG_FILE}; restore it from the training"
-        )
-    data = read_json(workdir / CONFIG_FILE).get("data", {})
-    shape = tuple(data.get("shape", ()))
-    if not shape:
-        raise InputError(f"{workdir / CONFIG_FILE}: expected data.shape, the shape of one sample")
+    found = checkpoints.read(workdir)
+    data = read_settings(workdir)["data"]
+    shape = tuple(data["shape"])
     configuration.require_data_shape(config, shape)
     network = configuration.build_network(config, shape)
-    step = checkpoints.load_ema(folder, network)
+    checkpoints.fill(network, found.tensors["ema"], found.folder)
     network = network.to(device).eval().requires_grad_(False)
     denoiser, float32 = (
         configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact))
         for exact in (False, True)
     )
-    return Run(denoiser, float32, shape, data.get("levels"), folder, step)
+    return Run(denoiser, float32, shape, data.get("levels"), found.folder, found.step, found.digest)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import CONFIG_FILE, define_run_flags, pick_device, require_workdir, say
-from sde_diffusion.files import provenance, write_json
+from sde_diffusion.commands.flags import define_run_flags, pick_device, require_workdir, say
+from sde_diffusion.files import provenance
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import make_optimizer, train
+from sde_diffusion.training.settings import write_settings
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -33,6 +34,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
 def train_run(workdir: Path, config: ConfigDict, device: torch.device, quiet: bool) -> None:
     """Train one run in ``workdir``."""
     options = configuration.build_training(config)
+    checkpoints.sweep(workdir)
+    found = checkpoints.read_to_train(workdir)
     dataset = configuration.build_dataset(config)
     torch.manual_seed(config.seed)
     network = configuration.build_network(config, dataset.shape).to(device)
@@ -43,16 +46,16 @@ def train_run(workdir: Path, config: ConfigDict, device: torch.device, quiet: bo
     say(f"{dataset.describe()}\n{config.network.name}: {size:,} parameters on {device}", quiet)
 
     state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
-    if checkpoints.existing(workdir):
-        folder = checkpoints.newest(workdir)
-        checkpoints.restore(folder, state)
-        say(f"resuming from {folder}", quiet)
-    facts = provenance(device, seed=config.seed)
+    if found is not None:
+        checkpoints.restore(found, state)
+        checkpoints.set_aside(workdir, found.step)
+        say(f"resuming from {found.folder}", quiet)
     data = {"shape": list(dataset.shape), "levels": dataset.levels}
-    write_json(workdir / CONFIG_FILE, {"config": config.to_dict(), "data": data, "provenance": facts})
+    settings = {"config": config.to_dict(), "data": data, "provenance": provenance(device, seed=config.seed)}
+    write_settings(workdir, settings)
     if state.step >= options.num_steps:
         say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
         return
     batch = configuration.training_batch(dataset, options, config.seed)
-    train(workdir, denoiser, state, loss, batch, options, config.seed, facts, quiet)
+    train(workdir, denoiser, state, loss, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sde_diffusion import likelihood
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.scoring import Scores, ScoringOptions
+from sde_diffusion.records import read_record
 
 
 def _mean_error(values: np.ndarray) -> tuple[float, float]:
@@ -65,6 +67,36 @@ def summary(scores: Scores, dataset: Dataset, options: ScoringOptions) -> dict[s
         "failed": {str(i): reason for i, reason in scores.reasons.items()},
         "options": asdict(options),
     }
+
+
+_PARTS = {
+    "budget": ("probes", "solver", "prior", "truncation", "dequantisation"),
+    "bits_per_dim": ("ode", "continuous", "discrete"),
+    "nfe": ("mean", "max"),
+    "pilot": ("images",),
+    "options": ("bound_steps", "variance", "dequantisations"),
+    "curves": ("continuous", "discrete"),
+    "provenance": ("num_images",),
+}
+"""What is read of a summary."""
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read what was written of a :func:`summary`; what was not finite is NaN again.
+
+    Raises:
+        InputError: if it is damaged, or none.
+    """
+    content: dict[str, Any] = read_record(path)
+    for name, parts in _PARTS.items():
+        part = content.get(name)
+        ok = isinstance(part, dict) and set(parts) <= part.keys()
+        require(ok, f"{path}: {name}", part, f"the likelihood of a data set, with {', '.join(parts)}")
+    require(isinstance(content.get("tolerance"), float), f"{path}: tolerance", content.get("tolerance"), "a number")
+    for name, row in content["bits_per_dim"].items():
+        numbers = [math.nan if row[key] is None else float(row[key]) for key in ("mean", "std_error")]
+        content["bits_per_dim"][name] = dict(zip(("mean", "std_error"), numbers, strict=True))
+    return content
 
 
 Line = tuple[str, str, str]

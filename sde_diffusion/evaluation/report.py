@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import require
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import (
     SOLVER_ERROR,
@@ -37,8 +37,10 @@ from sde_diffusion.evaluation.interactive import (
     sweep_figure,
     training_figure,
 )
-from sde_diffusion.evaluation.sweep import ALIKE, PICTURES, RECORD, TRAJECTORY, Row, read_rows
-from sde_diffusion.files import provenance, read_json, write_atomically
+from sde_diffusion.evaluation.sweep import ALIKE, PICTURES, RECORD, TRAJECTORY, Row, picture_of, read_rows
+from sde_diffusion.files import provenance, write_atomically
+from sde_diffusion.training.loop import read_log
+from sde_diffusion.training.settings import is_run, read_settings
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -99,34 +101,21 @@ class Record:
         return [*found, ("code", code), ("seed", str(config["seed"]))]
 
 
-def read_record(folder: Path) -> Record:
+def gather(folder: Path) -> Record:
     """Read what a workdir holds.
 
     Raises:
         InputError: if it is not the folder of a run, or a file of it is damaged.
     """
     expected = "the folder of a run, with its config.json"
-    require((folder / "config.json").is_file(), "workdir", str(folder), expected, "make one with sde-diffusion train")
-    settings = read_json(folder / "config.json")
-    require(isinstance(settings, dict) and "config" in settings, "workdir", str(folder), expected)
-    lines: list[dict[str, float]] = []
-    path = folder / "train.jsonl"
-    written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in written if line.endswith("\n")]  # the last may be torn, while a training runs
-    for number, line in enumerate(whole, start=1):
-        try:
-            content = json.loads(line)
-            lines.append({key: content[key] for key in ("step", "loss", "learning_rate")})
-        except (ValueError, TypeError, KeyError):
-            raise InputError(
-                f"{path}: line {number} is not one of a training; remove it: {line.strip()[:60]!r}"
-            ) from None
+    require(is_run(folder), "workdir", str(folder), expected, "make one with sde-diffusion train")
+    settings = read_settings(folder)
     likelihoods = {}
     for path in sorted(folder.glob("likelihood*.json")):
-        content = read_json(path)
+        content = bits.read_summary(path)
         made = content["provenance"]
         likelihoods[f"{made.get('data', 'pictures')} {made.get('split', '')}, {made['num_images']} images"] = content
-    return Record(folder.resolve().name, folder, settings, lines, read_rows(folder / RECORD), likelihoods)
+    return Record(folder.resolve().name, folder, settings, read_log(folder), read_rows(folder / RECORD), likelihoods)
 
 
 def combine(records: Sequence[Record]) -> list[list[Row]]:
@@ -173,7 +162,7 @@ def _gallery(rows: Sequence[Row], folders: dict[str, Path]) -> list[dict[str, An
         cells, strip = [], None
         for point in own:
             row = min(point.rows, key=lambda r: int(r["seed"]))
-            path = folders[row["run"]] / PICTURES / f"{row.get('picture')}.png"
+            path = folders[row["run"]] / PICTURES / f"{picture_of(row)}.png"
             if path.exists():
                 cells.append(_picture(path, point))
             longer = path.with_name(f"{path.stem}{TRAJECTORY}.png")
@@ -230,7 +219,7 @@ def write_report(folders: Sequence[Path]) -> list[Path]:
     from plotly.io import to_html
     from plotly.offline import get_plotlyjs
 
-    records = _distinct([read_record(folder) for folder in folders])
+    records = _distinct([gather(folder) for folder in folders])
     several = len(records) > 1
     sweeps = combine(records)
     places = {record.name: record.folder for record in records}

@@ -209,6 +209,7 @@ class Scorer:
         made_with, state = read_state(path) if path.exists() else ("", {})
         if made_with != text_of(key):
             state = self._fresh()
+        self._require_whole(state, path)
         on_image(int(state["done"]))
         if "pilot" not in state:
             state["pilot"] = np.array(json.dumps(self.pilot()))
@@ -257,6 +258,16 @@ class Scorer:
                 terms = terms.reshape(len(terms) // 2, 2, -1).sum(dim=1)
             state[f"{name}_curve"] += torch.stack([terms.sum(dim=1), terms.square().sum(dim=1)]).numpy()
         state["continuous_std_error"][first:last] = both["continuous"].std_error.double().cpu().numpy()
+
+    def _require_whole(self, state: dict[str, np.ndarray], path: Path) -> None:
+        """Refuse numbers that were read unless they have the names, shapes and kinds of those to be continued."""
+        for name, own in self._fresh().items():
+            found = state.get(name)
+            ok = found is not None and found.shape == own.shape and found.dtype.kind == own.dtype.kind
+            kind = None if found is None else f"{found.dtype} {found.shape}"
+            require(ok, f"{path}: {name}", kind, f"{own.dtype} {own.shape}", "delete the file to start again")
+        done = int(state["done"])
+        require(0 <= done <= len(self.k), f"{path}: done", done, f"a number of at most {len(self.k)} images")
 
     def _fresh(self) -> dict[str, np.ndarray]:
         n, m = len(self.k), self.options.dequantisations

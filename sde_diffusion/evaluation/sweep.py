@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import notice, require, require_plain_name
 from sde_diffusion.evaluation.metrics import Features, join
-from sde_diffusion.files import read_npz, to_json, write_atomically
+from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.records import as_line, drop_torn_line, read_lines
 
 Row = dict[str, Any]
 
@@ -66,36 +67,44 @@ def settings(
     return [setting for _, setting in sorted(found, key=lambda pair: pair[0])]
 
 
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("metric", "extractor", "reference", "checkpoint", "dtype", "sampler", "option"), str),
+    **dict.fromkeys(("num_samples", "kid_subset", "seed"), int),
+    **dict.fromkeys(("value", "nfe", "seconds"), (int, float)),
+    **dict.fromkeys(("options", "metrics", "provenance"), dict),
+    "solver_error": (int, float, type(None)),
+}
+"""What every row has."""
+
+
+def _check(row: Row) -> None:
+    """Refuse a row that lacks something, or whose names could lead out of the folder that its files lie in."""
+    for field, kinds in _FIELDS.items():
+        ok = field in row and isinstance(row[field], kinds) and not isinstance(row[field], bool)
+        require(ok, field, row.get(field), "the field of a row")
+    for field in ("sampler", "picture"):
+        if field in row:
+            require_plain_name(field, row[field])
+    for name in (row["metric"], f"{row['metric']} error"):
+        require(name in row["metrics"], "metrics", sorted(row["metrics"]), f"{name!r} among them")
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a record; a torn last line, the trace of a kill, is taken off the file.
+    """Return the rows of a record; of doubled ones, which two sweeps at once would leave, the first.
 
     Raises:
-        InputError: if another line is not a row; names it.
+        InputError: if a line is not a row; names it.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not _is_row(lines[-1]):
-        lines.pop()
-        write_atomically(path, lambda p: p.write_text("".join(lines), encoding="utf-8"))
-    for number, line in enumerate(lines, start=1):
-        if not _is_row(line):
-            raise InputError(
-                f"{path}: line {number} is not a row of a sweep; repair or remove it: {line.strip()[:60]!r}"
-            )
-    return [json.loads(line) for line in lines]
-
-
-def _is_row(line: str) -> bool:
-    try:
-        return line.endswith("\n") and {"sampler", "seed", "nfe"} <= json.loads(line).keys()
-    except (ValueError, AttributeError):
-        return False
+    rows = read_lines(path, "a row of a sweep", _check)
+    single = {_identity(row): row for row in reversed(rows)}
+    if len(single) < len(rows):
+        notice(f"{path}: {len(rows) - len(single)} of its {len(rows)} rows repeat another and are left out")
+    return list(reversed(single.values()))
 
 
 def append_row(path: Path, row: Row) -> None:
     """Append one row, on the disk before this returns; of a row that does not fit there nothing is left."""
-    rest = (to_json(row) + "\n").encode()
+    rest = as_line(row).encode()
     with open(path, "ab", buffering=0) as file:
         start = file.tell()
         try:
@@ -149,7 +158,7 @@ def batches(folder: Path, num_samples: int, batch_size: int, compute: Callable[[
         last = min(first + batch_size, num_samples)
         path = folder / f"{first}-{last}.npz"
         if path.exists():
-            yield _read_batch(path)
+            yield _read_batch(path, last - first)
             continue
         batch = compute(first, last)
         if last < num_samples:
@@ -160,8 +169,14 @@ def batches(folder: Path, num_samples: int, batch_size: int, compute: Callable[[
 _NUMBERS = ("nfe", "seconds", "metric_seconds")
 
 
-def _read_batch(path: Path) -> Batch:
+def _read_batch(path: Path, count: int) -> Batch:
     kept = read_npz(path, "batch of a sweep")
+    missing = {"x", "features", *_NUMBERS} - kept.keys()
+    counts = {len(kept[name]) for name in ("features", "logits") if name in kept and kept[name].ndim == 2}
+    ok = not missing and counts == {count} and kept["x"].ndim > 1 and len(kept["x"]) <= count
+    ok = ok and all(kept[name].shape == () for name in _NUMBERS)
+    ok = ok and all(kept[name].dtype.kind == "f" for name in kept)
+    require(ok, str(path), sorted(kept), f"a batch of {count} samples", "delete it to draw them again")
     return Batch(
         Features.of_arrays(kept), torch.from_numpy(kept["x"]), **{name: float(kept[name]) for name in _NUMBERS}
     )
@@ -191,21 +206,24 @@ def sweep(
         run: does one run and returns its numbers; is given a name for its files, which is that of no other run.
         on_row: called with each row and whether it is new.
     """
+    drop_torn_line(path)
     done = {_identity(row): row for row in recorded}
     rows = []
     for setting in plan:
         row: Row = {**key, **vars(setting), "options": options(setting)}
         known = done.get(_identity(row))
         if known is None:
-            row |= run(setting, f"{setting.sampler}_{setting.value:g}_seed{setting.seed}_{_digest(row)}")
+            row |= run(setting, picture_of(row))
             append_row(path, row)
         on_row(known or row, known is None)
         rows.append(known or row)
     return rows
 
 
-def _digest(row: Row) -> str:
-    return hashlib.sha256(_identity(row).encode()).hexdigest()[:8]
+def picture_of(row: Row) -> str:
+    """Return the name of a row's files, which is that of no other row; it follows from what the row is of."""
+    digest = hashlib.sha256(_identity(row).encode()).hexdigest()[:8]
+    return f"{row['sampler']}_{row['value']:g}_seed{row['seed']}_{digest}"
 
 
 def _identity(row: Row) -> str:

@@ -1,15 +1,16 @@
-"""Checkpoints: a folder of safetensors and one JSON each, written whole or not at all.
+"""Checkpoints: a folder of safetensors and one JSON each, written whole or not at all, and checked when read.
 
 checkpoints/step_00001000/  network.safetensors  ema.safetensors  optimizer.safetensors  state.json
+
+``state.json`` has the step, the SHA-256 of the other files, and the configuration and provenance of the run. A
+checkpoint that is damaged is passed over, with a line that says so, for the one before it.
 """
 
 from __future__ import annotations
 
 import errno
-import os
+import hashlib
 import re
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json, sha256, write_json
+from sde_diffusion.errors import InputError, notice, require, require_int
+from sde_diffusion.files import discard, new_folder, sha256, sweep_unfinished
+from sde_diffusion.records import read_record, write_record
 from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.settings import CHECKPOINTS
+from sde_diffusion.training.settings import existing as existing
 
 FORMAT = "sde-diffusion checkpoint 1"
+NETWORK = "the network of the config"
+ATTEMPTS = 1000
+"""How often a reader looks anew when the checkpoint that it reads is rotated away."""
 
 
 @dataclass
@@ -41,57 +48,85 @@ class TrainingState:
     step: int = 0
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, slots in state.items() for name, value in slots.items()}
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read of a checkpoint; whoever has it needs its files no more.
+
+    Attributes:
+        folder: where it lay.
+        step: number of finished training steps.
+        ema_updates: number of updates of the averaged weights.
+        digest: SHA-256 of the averaged weights' file, which tells checkpoints apart wherever they lie.
+        tensors: "ema", and where they were asked for and are there, "network" and "optimizer": tensors by name.
+        idle: names of the parameters for which the optimiser had no state; None where that was not noted.
+    """
+
+    folder: Path
+    step: int
+    ema_updates: int
+    digest: str
+    tensors: dict[str, dict[str, Tensor]]
+    idle: tuple[str, ...] | None
 
 
-def save(workdir: Path, state: TrainingState, keep: int, facts: dict[str, Any]) -> Path:
+class Damaged(InputError):
+    """A checkpoint that cannot be used, though an earlier one may be."""
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def save(workdir: Path, state: TrainingState, keep: int, settings: dict[str, Any]) -> Path:
     """Write the checkpoint of ``state`` and delete all but the newest ``keep``.
 
     Args:
-        facts: provenance, stored in ``state.json``.
+        settings: the configuration, data and provenance of the run, stored in ``state.json`` too.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = workdir / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{state.step:08d}"
-    temporary = folder / f".{uuid.uuid4().hex}"
-    temporary.mkdir()
+    target = workdir / CHECKPOINTS / f"step_{state.step:08d}"
+    slots = _by_parameter(state)
+    parts = {
+        "network": state.network.state_dict(),
+        "ema": state.ema.network.state_dict(),
+        "optimizer": {f"{i}.{slot}": value for i, own in enumerate(slots.values()) for slot, value in own.items()},
+    }
+    content = {
+        "format": FORMAT,
+        "step": state.step,
+        "ema_updates": state.ema.updates,
+        "idle": [name for name, own in slots.items() if not own],
+        **settings,
+    }
     try:
-        for name, tensors in (
-            ("network", state.network.state_dict()),
-            ("ema", state.ema.network.state_dict()),
-            ("optimizer", _optimizer_tensors(state.optimizer)),
-        ):
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
-        content = {"format": FORMAT, "step": state.step, "ema_updates": state.ema.updates, "provenance": facts}
-        write_json(temporary / "state.json", content)
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if target.exists():  # the same step again, after a resume
-            shutil.rmtree(target)
-        os.rename(temporary, target)
+        with new_folder(target) as part:
+            ordinary = part.stat().st_mode & 0o666
+            for name, tensors in parts.items():
+                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, _file(part, name))
+                _file(part, name).chmod(ordinary)  # safetensors lets nobody else read its files
+            content["files"] = {name: sha256(_file(part, name)) for name in parts}
+            write_record(part / "state.json", content)
+            if target.is_dir():
+                discard(target)
     except SafetensorError as error:  # says in words what the system said in a number
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(target)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in existing(workdir)[:-keep]:
-        shutil.rmtree(old)
+        discard(old)
     return target
 
 
-def existing(workdir: Path) -> list[Path]:
-    """Return the checkpoint folders of a workdir, oldest first."""
-    return sorted((workdir / "checkpoints").glob("step_*"))
+def _by_parameter(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+    """Return the optimiser's tensors of each parameter, in the order in which it counts them."""
+    slots = state.optimizer.state_dict()["state"]
+    names = [name for name, _ in state.network.named_parameters()]
+    return {name: {k: torch.as_tensor(v) for k, v in slots.get(i, {}).items()} for i, name in enumerate(names)}
 
 
 def newest(workdir: Path) -> Path:
-    """Return the newest checkpoint folder.
+    """Return the newest checkpoint folder, which may be damaged.
 
     Raises:
         InputError: if there is none.
@@ -99,96 +134,176 @@ def newest(workdir: Path) -> Path:
     found = existing(workdir)
     if not found:
         raise InputError(
-            f"workdir={str(workdir)!r}: no checkpoint in {workdir / 'checkpoints'}; train first: "
+            f"workdir={str(workdir)!r}: no checkpoint in {workdir / CHECKPOINTS}; train first: "
             f"sde-diffusion train --workdir={workdir}"
         )
     return found[-1]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read(workdir: Path, *names: str) -> Checkpoint:
+    """Read the newest checkpoint that is whole.
 
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: not a readable safetensors file ({error}); delete the folder {path.parent.name} to use the "
-            "checkpoint before it"
-        ) from None
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    content = read_json(folder / "state.json")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{folder / 'state.json'}: expected a checkpoint of this project with format {FORMAT!r}")
-    return content
-
-
-def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load weights that were read from ``path``.
+    Args:
+        names: which tensors besides "ema" to read: "network", "optimizer".
 
     Raises:
-        InputError: on missing or unexpected names and on other shapes; names them.
+        InputError: if there is none; says what is wrong with the newest.
     """
-    own = network.state_dict()
+    for _ in range(ATTEMPTS):
+        damaged: list[Damaged] = []
+        for folder in reversed(existing(workdir)):
+            try:
+                found = _read_folder(folder, ("ema", *names))
+            except Damaged as error:
+                if not folder.exists():
+                    break  # rotated away while it was read: there is a newer one
+                damaged.append(error)
+                continue
+            for problem in damaged:
+                notice(f"{problem}; {found.folder.name} is used instead")
+            return found
+        else:
+            if damaged:
+                raise InputError(f"{damaged[0]}; there is no checkpoint before it that could be used")
+            newest(workdir)
+    raise InputError(f"workdir={str(workdir)!r}: its checkpoints are replaced faster than they can be read")
+
+
+def _read_folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
+    try:
+        content = read_record(folder / "state.json")
+        expected = f"a checkpoint of this project with format {FORMAT!r}"
+        require(content.get("format") == FORMAT, f"{folder / 'state.json'}: format", content.get("format"), expected)
+        for key in ("step", "ema_updates"):
+            require_int(f"{folder / 'state.json'}: {key}", content.get(key), 0)
+        hashes = content.get("files", {})
+        require(isinstance(hashes, dict), f"{folder / 'state.json'}: files", hashes, "the SHA-256 of each file")
+        idle = tuple(map(str, content["idle"])) if isinstance(content.get("idle"), list) else None
+        tensors = {n: _read_tensors(_file(folder, n), hashes) for n in names if _is_there(folder, n, hashes)}
+        digest = hashes.get("ema") or sha256(_file(folder, "ema"))
+    except PermissionError:
+        raise
+    except (OSError, InputError) as error:
+        raise Damaged(str(error)) from None
+    if not hashes:
+        notice(f"{folder}: has no SHA-256 of its files, being of an earlier version; it was used unchecked")
+    return Checkpoint(folder, content["step"], content["ema_updates"], digest, tensors, idle)
+
+
+def _is_there(folder: Path, name: str, hashes: dict[str, str]) -> bool:
+    """Return whether a checkpoint has a file; what must be there is, so that its absence is told when it is read."""
+    return name == "ema" or name in hashes or _file(folder, name).exists()
+
+
+def _read_tensors(path: Path, hashes: dict[str, str]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = path.read_bytes()  # once: what is checked is what is used
+    if hashes and hashlib.sha256(content).hexdigest() != hashes.get(path.stem):
+        raise InputError(f"{path}: damaged, it is not as it was written by its SHA-256")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def require_like(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, whose: str) -> None:
+    """Refuse tensors that were read unless they have the names, shapes and dtypes of ``own``.
+
+    Raises:
+        InputError: names the first that differ.
+    """
     problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
-    problems += [
-        f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
+    for key, value in own.items():
+        if key in tensors and tensors[key].shape != value.shape:
+            problems.append(f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(value.shape)}")
+        elif key in tensors and tensors[key].dtype != value.dtype:
+            problems.append(f"{key} has dtype {tensors[key].dtype}, not {value.dtype}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{path}: does not fit the network of the config: {'; '.join(problems[:3])}{more}")
+        raise InputError(f"{where}: does not fit {whose}: {'; '.join(problems[:3])}{more}")
+
+
+def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Load weights that were read from ``where``.
+
+    Raises:
+        InputError: on missing or unexpected names and on other shapes or dtypes; names them.
+    """
+    require_like(tensors, network.state_dict(), str(where), NETWORK)
     network.load_state_dict(tensors)
 
 
-def load_ema(folder: Path, network: nn.Module) -> int:
-    """Fill ``network`` with the averaged weights of a checkpoint; returns its step.
+def read_to_train(workdir: Path) -> Checkpoint | None:
+    """Read the newest whole checkpoint of a workdir with all that training needs; None if there is none yet.
 
     Raises:
-        InputError: on a truncated or foreign checkpoint, or one that does not fit the network.
+        InputError: if there are only damaged ones, or it has averaged weights alone.
     """
-    content = _state(folder)
-    fill(network, _read(folder / "ema.safetensors"), folder / "ema.safetensors")
-    return int(content["step"])
+    if not existing(workdir):
+        return None
+    found = read(workdir, "network", "optimizer")
+    whole = {"network", "optimizer"} <= found.tensors.keys()
+    require(whole, "workdir", str(found.folder), "a checkpoint to train on", "this one has averaged weights alone")
+    return found
 
 
-def weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Return the averaged weights of a checkpoint, those in training (the same where it has no others), and its step.
+def restore(found: Checkpoint, state: TrainingState) -> None:
+    """Fill ``state`` from a checkpoint of :func:`read_to_train`, bit for bit.
 
     Raises:
-        InputError: on a truncated or foreign checkpoint.
+        InputError: if it does not fit; ``state`` is then as it was.
     """
-    content, averaged = _state(folder), _read(folder / "ema.safetensors")
-    raw = folder / "network.safetensors"
-    return averaged, _read(raw) if raw.exists() else averaged, int(content["step"])
-
-
-def digest(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's averaged weights, which tells checkpoints apart wherever they lie."""
-    return sha256(folder / "ema.safetensors")
-
-
-def restore(folder: Path, state: TrainingState) -> None:
-    """Fill ``state`` from a checkpoint, bit for bit.
-
-    Raises:
-        InputError: as for :func:`load_ema`; nothing has been changed on disk.
-    """
-    content = _state(folder)
-    whole = (folder / "network.safetensors").exists()
-    require(whole, "workdir", str(folder), "a checkpoint to train on", "this one has averaged weights alone")
-    fill(state.network, _read(folder / "network.safetensors"), folder / "network.safetensors")
-    state.step, state.ema.updates = load_ema(folder, state.ema.network), int(content["ema_updates"])
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    parameters = dict(state.network.named_parameters())
+    moments = found.tensors["optimizer"]
+    idle = found.idle if found.idle is not None else () if moments else tuple(parameters)
+    expected = _moments(state.optimizer, parameters, idle)
+    require_like(moments, expected, str(_file(found.folder, "optimizer")), "the optimiser of the config")
+    for name in ("ema", "network"):
+        require_like(found.tensors[name], state.network.state_dict(), str(_file(found.folder, name)), NETWORK)
+    state.network.load_state_dict(found.tensors["network"])
+    state.ema.network.load_state_dict(found.tensors["ema"])
+    state.step, state.ema.updates = found.step, found.ema_updates
     slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in _read(folder / "optimizer.safetensors").items():
+    indexed = list(parameters.values())
+    for key, value in moments.items():
         index, _, name = key.partition(".")
-        parameter = parameters[int(index)]
+        parameter = indexed[int(index)]
         if value.shape == parameter.shape:  # the memory layout of the parameter: fused optimisers go by memory
             value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         slots.setdefault(int(index), {})[name] = value
     template = state.optimizer.state_dict()
     state.optimizer.load_state_dict({"state": slots, "param_groups": template["param_groups"]})
+
+
+def _moments(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], idle: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return tensors like those that an optimiser keeps, without numbers: what a step on the meta device leaves.
+
+    Args:
+        idle: names of parameters of which it keeps nothing.
+    """
+    twins = [nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters.values()]
+    kind: Any = type(optimizer)
+    twin: torch.optim.Optimizer = kind(twins)
+    twin.param_groups[0] |= {**optimizer.param_groups[0], "params": twins, "fused": False, "foreach": False}
+    for name, parameter in zip(parameters, twins, strict=True):
+        parameter.grad = None if name in idle else torch.empty_like(parameter)
+    twin.step()
+    return {f"{i}.{k}": torch.as_tensor(v) for i, own in twin.state_dict()["state"].items() for k, v in own.items()}
+
+
+def set_aside(workdir: Path, step: int) -> None:
+    """Give checkpoints after ``step``, which turned out to be damaged, names that are none of a checkpoint."""
+    for folder in existing(workdir):
+        if int(folder.name.removeprefix("step_")) > step:
+            target = folder.with_name(f"damaged_{folder.name}")
+            discard(target)
+            folder.rename(target)
+
+
+def sweep(workdir: Path) -> None:
+    """Remove what killed trainings left of checkpoints that they were writing."""
+    sweep_unfinished(workdir / CHECKPOINTS)

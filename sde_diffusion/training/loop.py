@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import write_atomically
 from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.records import as_line, read_lines
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.muon import Muon
@@ -24,6 +24,7 @@ from sde_diffusion.training.muon import Muon
 BatchFn = Callable[[int, NoiseStream], Tensor]
 """``batch(step, noise)`` returns the data of a step in model space, (batch_size, *), on the training device."""
 
+LOG = "train.jsonl"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -96,23 +97,36 @@ def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.
     )
 
 
+def read_log(workdir: Path) -> list[dict[str, float]]:
+    """Return what was logged of a training, a dictionary with "step", "loss" and "learning_rate" a line.
+
+    Raises:
+        InputError: if a line is damaged; names it.
+    """
+
+    def check(line: dict[str, Any]) -> None:
+        for key in ("step", "loss", "learning_rate"):
+            require(isinstance(line.get(key), (int, float)), key, line.get(key), "a number")
+
+    return read_lines(workdir / LOG, "one of a training", check)
+
+
 class TrainingLog:
     """Loss and learning rate in ``train.jsonl`` and in TensorBoard's files; lines past ``step`` are dropped."""
 
     def __init__(self, workdir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = workdir / "train.jsonl"
+        self._path = workdir / LOG
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_atomically(self._path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+            kept = "".join(as_line(line) for line in read_log(workdir) if line["step"] <= step)
+            write_atomically(self._path, lambda p: p.write_text(kept, encoding="utf-8"))
         self._writer = SummaryWriter(workdir / "tensorboard", purge_step=step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step."""
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(as_line({"step": step, **values}))
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -129,7 +143,7 @@ def train(
     batch: BatchFn,
     options: TrainingOptions,
     seed: int,
-    facts: dict[str, Any],
+    settings: dict[str, Any],
     quiet: bool = False,
 ) -> None:
     """Train from ``state.step`` to ``options.num_steps``.
@@ -138,7 +152,7 @@ def train(
         workdir: receives ``train.jsonl``, TensorBoard's files and the checkpoints.
         denoiser: around ``state.network``.
         seed: of data order, times, noise and dropout.
-        facts: provenance, stored with every checkpoint.
+        settings: what the run is (:mod:`sde_diffusion.training.settings`), stored with every checkpoint.
         quiet: no progress bar.
 
     Raises:
@@ -184,7 +198,7 @@ def train(
                 progress.set_postfix(loss=f"{mean:.4f}")
                 recent.clear()
             if save:
-                checkpoints.save(workdir, state, options.keep, facts)
+                checkpoints.save(workdir, state, options.keep, settings)
     finally:
         progress.close()
         log.close()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 
 from sde_diffusion.errors import require
+from sde_diffusion.files import new_folder
 from sde_diffusion.training import checkpoints
 
 FOLDER = Path(__file__).parent / "runs"
@@ -38,14 +37,9 @@ def unpack(name: str, workdir: Path) -> None:
     workdir = workdir.resolve()  # what a link points to, not the link, is what is made
     empty = workdir.is_dir() and next(workdir.iterdir(), None) is None
     if workdir.exists() and not empty:
-        there = checkpoints.existing(workdir)
-        same = bool(there) and checkpoints.digest(there[-1]) == checkpoints.digest(checkpoints.newest(source))
+        same = bool(checkpoints.existing(workdir))
+        same = same and checkpoints.read(workdir).digest == checkpoints.read(source).digest
         require(same, "workdir", str(workdir), f"a new or empty folder, or one of {name!r}", "it holds something else")
         return
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = workdir.with_name(f".{uuid.uuid4().hex}")
-    try:
-        shutil.copytree(source, temporary, copy_function=shutil.copyfile)  # not the permissions of an installation
-        os.rename(temporary, workdir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(workdir) as part:  # not the permissions of an installation
+        shutil.copytree(source, part, copy_function=shutil.copyfile, dirs_exist_ok=True)
