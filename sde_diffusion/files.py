@@ -97,14 +97,9 @@ def _to_disk(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there: a kill leaves the old or the new.
-
-    The file has the permissions that the person's files ordinarily have, whatever ``write`` gives it.
-    """
+    """Let ``write`` fill a temporary file beside ``path``, then move it there: a kill leaves the old or the new."""
     with _unfinished(path, lambda part: part.touch(exist_ok=False)) as part:
-        ordinary = part.stat().st_mode
         write(part)
-        part.chmod(ordinary)
         _to_disk(part)
         os.replace(part, path)
         _to_disk(path.parent)

@@ -1,0 +1,56 @@
+"""A run of version 0.1.0 opens, resumes, is scored, swept and reported, and draws what it drew then."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sde_diffusion.commands.main import main
+from sde_diffusion.evaluation.sweep import read_rows
+from sde_diffusion.records import read_record
+from sde_diffusion.training import checkpoints
+
+EARLY = Path(__file__).parent / "data" / "early_run"
+
+
+@pytest.fixture
+def early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(EARLY, tmp_path / "run"))
+
+
+def run(name: str, workdir: Path, *flags: str) -> int:
+    return main([name, f"--workdir={workdir}", "--quiet", *flags])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_it_draws_what_it_drew(early: Path, sampler: str) -> None:
+    """``ancestral`` with the bound on x₀ that its configuration asks for; to the rounding of float32."""
+    assert run("sample", early, f"--sampler={sampler}", "--steps=3", "--num_samples=2", "--device=cpu") == 0
+    now, then = (np.load(w / "samples" / f"{sampler}_3_seed0.npz")["x"] for w in (early, EARLY))
+    np.testing.assert_allclose(now, then, atol=2e-5)
+    assert np.abs(then).max() > 0.1
+
+
+def test_it_is_trained_on(early: Path) -> None:
+    more = ["--config.training.num_steps=5", "--device=cpu"]
+    assert run("train", early, *more) == 0
+    assert checkpoints.read(early).step == 5
+    assert read_record(early / "config.json")["config"]["training"]["batch_size"] == 8
+
+
+def test_it_is_swept_scored_and_reported(early: Path) -> None:
+    [row] = read_rows(early / "benchmark.jsonl")
+    flags = ["--samplers=ddim", "--steps=3", "--num_samples=70", "--device=cpu"]
+    assert run("benchmark", early, *flags) == 0
+    assert read_rows(early / "benchmark.jsonl")[0] == row
+    few = ["--num_images=2", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--device=cpu"]
+    assert run("likelihood", early, *few) == 0
+    then, now = (read_record(w / "likelihood.json")["bits_per_dim"] for w in (EARLY, early))
+    for name, figure in then.items():
+        assert now[name]["mean"] == pytest.approx(figure["mean"], abs=1e-4)
+    assert run("report", early) == 0
+    assert "FD-digits" in (early / "report.html").read_text()
