@@ -35,6 +35,7 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands.sample import load_run
 from sde_diffusion.files import provenance, write_atomically, write_json
 from sde_diffusion.ops import expand
+from sde_diffusion.stored_config import load_config
 
 TOLERANCES = {
     "textbook": (1e-2, 1e-3, 1e-4, 1e-5),
@@ -99,7 +100,7 @@ def ours(denoiser: sd.Denoiser, x: Tensor, tolerance: float) -> dict[str, Any]:
 
 def one(workdir: Path, method: str, tolerance: float, num_images: int) -> dict[str, Any]:
     """Run one method once in this process."""
-    config = configuration.load_config(workdir / "config.json")
+    config = load_config(workdir)
     run = load_run(workdir, config, torch.device("cpu"))
     dataset = configuration.build_dataset(config)
     k = dataset.test[:num_images]

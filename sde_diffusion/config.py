@@ -1,12 +1,12 @@
 """The configuration: one table of defaults, read from the registries, and what is built from it.
 
 Every choice is a name and, beside it, the options of each entry that could be named: ``config.sampler.name = "pc"`` and
-``config.sampler.pc.snr = 0.2``. A part that is registered has therefore its flags.
+``config.sampler.pc.snr = 0.2``. A part that is registered has therefore its flags. A run stores what is chosen of it
+(:mod:`sde_diffusion.stored_config`).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +23,9 @@ from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import column
-from sde_diffusion.registry import Registry, hint
+from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE, SDES
 from sde_diffusion.training.loop import BatchFn, TrainingOptions
-from sde_diffusion.training.settings import CONFIG_FILE, read_settings
 
 
 def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
@@ -36,6 +35,7 @@ def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
 def default_config() -> ConfigDict:
     """Return the built-in configuration: a small U-Net on scikit-learn's digits."""
     config = ConfigDict()
+    config.plugins = ()  # files and modules of one's own, imported first
     config.seed = 0
     config.threads = 1  # CPU threads; 0 leaves PyTorch's choice. Pictures of 8×8 are too small to be shared out.
     config.precision = "auto"  # of the network: "float32", "bfloat16", or bfloat16 where the hardware has it
@@ -205,55 +205,6 @@ def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = No
 def build_training(config: ConfigDict) -> TrainingOptions:
     """Build ``config.training``."""
     return TrainingOptions(**config.training.to_dict())
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples: read its lists as what they were."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def load_config(workdir: Path) -> ConfigDict:
-    """Read the resolved configuration of a run.
-
-    Raises:
-        InputError: if there is none, or it has a key this version does not know.
-    """
-    config = default_config()
-    merge(config, read_settings(workdir)["config"], workdir / CONFIG_FILE)
-    return config
-
-
-def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:
-    """Set the keys of a nested dictionary, read from ``path``, in ``config``.
-
-    Raises:
-        InputError: on a key that this version does not know, or a value of another type.
-    """
-    for key, value in _tuples(values).items():
-        if key not in config:
-            raise InputError(f"{path}: unknown key {prefix + key!r}{hint(key, list(config))} is it of another version?")
-        if isinstance(config[key], ConfigDict) and isinstance(value, dict):
-            merge(config[key], value, path, f"{prefix}{key}.")
-            continue
-        try:
-            config[key] = value
-        except TypeError:
-            kind = type(config[key]).__name__
-            raise InputError(f"{path}: {prefix + key}={value!r}: expected a value of type {kind}") from None
-
-
-def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two configurations differ."""
-    found = []
-    for key in sorted({*a, *b}):
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, ConfigDict) and isinstance(y, ConfigDict):
-            found += differences(x, y, f"{prefix}{key}.")
-        elif x != y:
-            found.append(prefix + key)
-    return found
 
 
 def training_batch(dataset: Dataset, options: TrainingOptions, seed: int) -> BatchFn:

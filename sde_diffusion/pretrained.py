@@ -13,6 +13,7 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.stored_config import merge
 from sde_diffusion.training import checkpoints, shipped
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 
@@ -70,12 +71,12 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     data = dict(pretrained.config["data"])
     shape, levels = tuple(data.pop("shape")), data.pop("levels")
     resolved = ConfigDict(config.to_dict())
-    configuration.merge(resolved, values, path)
+    merge(resolved, values, path)
     if pretrained.clip:
         for name in samplers.names():
             resolved.sampler[name].clip = pretrained.clip
     if resolved.data == configuration.default_config().data:  # nobody has chosen other data
-        configuration.merge(resolved, {"data": data}, path)
+        merge(resolved, {"data": data}, path)
         if configuration.known_shape(resolved) != shape and "name" not in data:
             resolved.data.name = "image_folder"
             resolved.data.image_folder.update(channels=shape[0], image_size=shape[1])

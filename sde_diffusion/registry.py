@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from sde_diffusion.errors import InputError, require_plain_name
 
 T = TypeVar("T")
+
+OWN_PACKAGES = ("sde_diffusion", "samplers")
 
 
 def hint(name: str, known: list[str]) -> str:
@@ -31,22 +34,37 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Callable[..., T]] = {}
+        self._sources: dict[str, str] = {}  # the files that registered them …
+        self._others: dict[str, str] = {}  # … and what to import, where that is not ours
+        _REGISTRIES.append(self)
 
     def register(self, name: str) -> Callable[[Any], Any]:
-        """Return a decorator that enters a class or function under ``name``.
+        """Return a decorator that enters a class or function under ``name``; from the file it is in already, anew.
 
         Raises:
             InputError: if the name is taken, or cannot be part of a file's name, as samplers' names are.
         """
         require_plain_name(self.kind, name)
+        caller = sys._getframe(1).f_globals
+        module, source = str(caller.get("__name__")), str(caller.get("__file__", ""))
 
         def enter(entry: Any) -> Any:
-            if name in self._entries:
-                raise InputError(f"{self.kind} {name!r} is registered already, by {self._entries[name]!r}")
-            self._entries[name] = entry
+            before = self._sources.get(name)
+            if name in self._entries and (before != source or not source):
+                raise InputError(
+                    f"{self.kind} {name!r} is registered already, by {before or 'other code'}; give one of the two "
+                    "another name"
+                )
+            self._entries[name], self._sources[name] = entry, source
+            if module.partition(".")[0] not in OWN_PACKAGES:
+                self._others[name] = module if "." in module else source
             return entry
 
         return enter
+
+    def source(self, name: str) -> str | None:
+        """Return the file or module outside of this project that registered an entry; None of our own."""
+        return self._others.get(name)
 
     def names(self) -> list[str]:
         """Return all names in alphabetical order."""
@@ -87,3 +105,11 @@ class Registry(Generic[T]):
                     f" its options: {', '.join(known) or 'none'}"
                 )
         return entry(**options)
+
+
+_REGISTRIES: list[Registry[Any]] = []
+
+
+def source_of(name: str) -> str | None:
+    """Return the file or module outside of this project that registered something under ``name``; None if none did."""
+    return next((source for registry in _REGISTRIES if (source := registry.source(name))), None)

@@ -17,7 +17,7 @@ FLOORS = {
 }  # fmt: skip
 """The mathematics, by floor; all other modules of sde_diffusion are the workshop."""
 FOR_SAMPLERS = {"types", "errors", "ops", "registry", "noise", "sdes", "denoisers", "timesteps", "ode", "reverse"}
-ROOF = {"config", "pretrained", "commands", "__main__"}
+ROOF = {"config", "stored_config", "pretrained", "commands", "__main__"}
 FILES = sorted([*ROOT.glob("sde_diffusion/**/*.py"), *ROOT.glob("samplers/*.py")])
 
 

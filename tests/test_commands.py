@@ -16,6 +16,9 @@ import samplers
 from sde_diffusion.commands.main import COMMANDS, main
 from tests.test_training import SMALL, train
 
+DDIM = {"ddim": samplers.config("ddim")}
+"""All that a run stores of samplers when nobody has chosen another."""
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,7 +55,7 @@ def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
     assert facts["nfe"] == 7
     for end in (".png", "_trajectory.png"):
         assert (trained / "samples" / f"pc_4_seed9{end}").read_bytes()[:4] == b"\x89PNG"
-    assert json.loads((trained / "config.json").read_text())["config"]["sampler"]["pc"]["snr"] == 0.16
+    assert json.loads((trained / "config.json").read_text())["config"]["sampler"] == {"name": "ddim", **DDIM}
 
 
 def test_batch_size_does_not_change_the_pictures(trained: Path) -> None:

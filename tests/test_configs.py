@@ -9,6 +9,7 @@ import torch
 
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
+from sde_diffusion.stored_config import differences
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
 
@@ -46,7 +47,7 @@ def test_config_builds(path: Path) -> None:
     configuration.build_sampler(config)
     options = configuration.build_training(config)
     assert config.sde.name in (path.parent.name, "vp", CHAINS.get(path.parent.name))
-    assert configuration.differences(config, configuration.default_config())
+    assert differences(config, configuration.default_config())
     if config.data.name != "cifar10":
         return
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name_of(path)]

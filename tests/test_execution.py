@@ -20,6 +20,7 @@ from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.networks import NETWORKS, winograd
 from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
 from sde_diffusion.networks.layers import Attention
+from sde_diffusion.stored_config import load_config
 from tests.test_commands import refused, trained
 from tests.test_networks import LABELS, SMALL, awake, inputs
 
@@ -192,7 +193,7 @@ def test_workdirs_of_before_are_read(trained: Path, tmp_path: Path) -> None:
     for key in ("precision", "layout", "fused_attention", "compile", "tf32"):
         del content["config"][key]
     (tmp_path / "config.json").write_text(json.dumps(content))
-    config = configuration.load_config(tmp_path / "config.json")
+    config = load_config(tmp_path)
     assert (config.precision, config.compile, config.tf32) == ("auto", False, False)
     assert (config.layout, config.fused_attention) == ("auto", True)
 
@@ -216,7 +217,7 @@ def test_samples_name_their_precision(trained: Path) -> None:
 @pytest.mark.usefixtures("hardware")
 def test_likelihood_is_float32_unless_asked(trained: Path) -> None:
     """Where sampling takes bfloat16 by itself, a score is still what it is elsewhere."""
-    config = configuration.load_config(trained / "config.json")
+    config = load_config(trained)
     assert load_run(trained, config, torch.device("cpu")).dtype == "bfloat16"
     found = []
     for flags in ([], ["--config.precision=float32"], ["--config.precision=bfloat16"]):

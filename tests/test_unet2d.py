@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import write_json
 from sde_diffusion.networks import NETWORKS, UNet2D
 from sde_diffusion.networks.layers import fir_double, fir_halve
 from sde_diffusion.pretrained import read_source
+from sde_diffusion.stored_config import merge
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 from sde_diffusion.training.loaders.diffusers_folder import WEIGHTS
 from sde_diffusion.training.loaders.diffusers_model import MODEL
@@ -143,11 +143,11 @@ def load(path: Path, config: dict[str, Any] | None = None) -> Pretrained:
 
 
 def built(pretrained: Pretrained, folder: Path) -> tuple[ConfigDict, sd.Denoiser]:
-    """The run's configuration and denoiser, through the file that commands read."""
+    """The run's configuration and denoiser, through JSON as commands read it."""
     values = dict(pretrained.config)
     shape = values.pop("data")["shape"]
-    write_json(folder / "run.json", {"config": values})
-    config = configuration.load_config(folder / "run.json")
+    config = configuration.default_config()
+    merge(config, json.loads(json.dumps(values)), folder)
     network = configuration.build_network(config, shape)
     network.load_state_dict(pretrained.weights)
     return config, configuration.build_denoiser(config, network.eval().requires_grad_(False))

@@ -12,6 +12,7 @@ from sde_diffusion.commands.flags import require_workdir, say
 from sde_diffusion.errors import require
 from sde_diffusion.files import new_folder, provenance
 from sde_diffusion.pretrained import read_source
+from sde_diffusion.stored_config import chosen
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
@@ -39,7 +40,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     ema.updates = step
     facts = provenance(seed=source.config.seed, source=source.pretrained.source)
     data = {"shape": list(source.shape), "levels": source.levels}
-    settings = {"config": source.config.to_dict(), "data": data, "provenance": facts}
+    settings = {"config": chosen(source.config), "data": data, "provenance": facts}
     state = TrainingState(network, ema, make_optimizer(network, options), step)
     with new_folder(workdir) as part:
         checkpoints.save(part, state, keep=1, settings=settings)

@@ -11,9 +11,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import sde_diffusion.config as default_file
-from sde_diffusion.config import default_config, differences, load_config
+from sde_diffusion import plugins
+from sde_diffusion.config import default_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
+from sde_diffusion.stored_config import complete, differences, load_config
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
@@ -57,8 +59,10 @@ def parse(
     values = flags.FlagValues()
     define(values)
     flags.DEFINE_string("config", "", "Configuration file; --config.KEY=VALUE changes a value.", flag_values=values)
+    flags.DEFINE_list("plugins", [], "Files (.py) and modules of your own, imported first.", flag_values=values)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     rest = values([name, *others])
+    plugins.load(map(plugins.stored_name, values.plugins))
     if values.help:
         print(f"sde-diffusion {name}: {summary}\n{values.get_help()}\n\nDefault configuration:\n{default_config()}")
         raise SystemExit(0)
@@ -80,6 +84,8 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         shipped.unpack(values.pretrained, Path(values.workdir))
     config = _base_config(values)
     for override in overrides:
+        key = override.lstrip("-").partition("=")[0]
+        require(key != "config.plugins", "argument", override, "plug-ins before all else", "give --plugins=FILE,module")
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
     try:
         holder = flags.FlagValues()
@@ -103,10 +109,13 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
 
 def _base_config(values: flags.FlagValues) -> ConfigDict:
     workdir = values.workdir if "workdir" in values else None
+    given = tuple(map(plugins.stored_name, values.plugins))
     if workdir and is_run(Path(workdir)):
-        config = load_config(Path(workdir))
+        config = load_config(Path(workdir), given)
         if values.config:
-            changed = differences(config, config_file(values.config))
+            given_file = config_file(values.config)
+            given_file.plugins = config.plugins  # the run knows more of them: those that the file imports
+            changed = differences(config, given_file)
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             require(
                 not changed,
@@ -116,11 +125,13 @@ def _base_config(values: flags.FlagValues) -> ConfigDict:
                 f"it differs in {', '.join(changed[:3])}{more}; take another --workdir, or leave --config out",
             )
         return config
-    return config_file(values.config)
+    config = config_file(values.config)
+    config.plugins = tuple(dict.fromkeys([*config.plugins, *given]))
+    return config
 
 
 def config_file(path: str) -> ConfigDict:
-    """Read a configuration file; without a path, the default.
+    """Read a configuration file, and import the plug-ins that it names; without a path, the default.
 
     Raises:
         InputError: if it is not there, or cannot be read.
@@ -135,7 +146,9 @@ def config_file(path: str) -> ConfigDict:
         sorted(config.keys())
     except Exception as error:  # whatever a person's file raises
         raise InputError(f"config={path!r}: cannot be read: {type(error).__name__}: {error}") from None
-    return config
+    config.plugins = tuple(plugins.stored_name(name, Path(path).parent) for name in config.plugins)
+    plugins.load(config.plugins)
+    return complete(config)
 
 
 def _check_key(config: ConfigDict, path: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from sde_diffusion.evaluation.pictures import save_grid, save_strip
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.networks.execution import precision_of
 from sde_diffusion.ops import column
+from sde_diffusion.stored_config import chosen
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.settings import read_settings
 
@@ -174,7 +175,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         nfe=drawn.nfe,
         seconds=round(drawn.seconds, 3),
         dtype=loaded.dtype,
-        config=config.to_dict(),
+        config=chosen(config),
     )
     steps = f"_{sampler.num_steps}" if hasattr(sampler, "num_steps") else ""
     stem = workdir / "samples" / f"{name}{steps}_seed{config.seed}"

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import define_run_flags, pick_device, require_workdir, say
 from sde_diffusion.files import provenance
+from sde_diffusion.stored_config import chosen
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
@@ -51,7 +52,7 @@ def train_run(workdir: Path, config: ConfigDict, device: torch.device, quiet: bo
         checkpoints.set_aside(workdir, found.step)
         say(f"resuming from {found.folder}", quiet)
     data = {"shape": list(dataset.shape), "levels": dataset.levels}
-    settings = {"config": config.to_dict(), "data": data, "provenance": provenance(device, seed=config.seed)}
+    settings = {"config": chosen(config), "data": data, "provenance": provenance(device, seed=config.seed)}
     write_settings(workdir, settings)
     if state.step >= options.num_steps:
         say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)

@@ -1,0 +1,119 @@
+"""The configuration of a run as it is stored: what was chosen, so that what is registered later changes no run.
+
+Of every choice, its name and the options of the entry named; of other entries only what is not their default, which a
+later command may choose. What is not stored is as this version has it by default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sde_diffusion import plugins
+from sde_diffusion.config import default_config
+from sde_diffusion.errors import InputError
+from sde_diffusion.registry import hint
+from sde_diffusion.training.settings import CONFIG_FILE, read_settings
+
+
+def chosen(config: ConfigDict) -> dict[str, Any]:
+    """Return what a run stores of a whole configuration, nested, with the plug-ins that it needs."""
+    stored = _chosen(config.to_dict(), default_config().to_dict())
+    names = [value for value in _leaves(stored) if isinstance(value, str)]
+    stored["plugins"] = [*dict.fromkeys([*config.plugins, *plugins.behind(names)])]
+    return stored
+
+
+def _chosen(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            found[key] = value
+        elif "name" not in values or key == values["name"]:
+            found[key] = _chosen(value, default.get(key, {}))
+        elif other := _changed(value, default.get(key, {})):
+            found[key] = other
+    return found
+
+
+def _changed(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in default or default[key] != value}
+
+
+def _leaves(values: dict[str, Any]) -> list[Any]:
+    return [leaf for v in values.values() for leaf in (_leaves(v) if isinstance(v, dict) else [v])]
+
+
+def load_config(workdir: Path, given: tuple[str, ...] = ()) -> ConfigDict:
+    """Read the configuration of a run, whole, its plug-ins imported first.
+
+    Args:
+        given: plug-ins besides those that the run stores.
+
+    Raises:
+        InputError: if there is none, a plug-in of it is gone, or it has a key this version does not know.
+    """
+    stored = read_settings(workdir)["config"]
+    names = plugins.of_run([str(name) for name in stored.get("plugins", ())], given, workdir)
+    plugins.load(names)
+    config = default_config()
+    merge(config, {**stored, "plugins": names}, workdir / CONFIG_FILE)
+    return config
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Return a configuration with the keys of what was registered after it was made, at their defaults."""
+    whole = default_config()
+    _overlay(whole, config)
+    return whole
+
+
+def _overlay(whole: ConfigDict, config: ConfigDict) -> None:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and isinstance(whole.get(key), ConfigDict):
+            _overlay(whole[key], value)
+        else:
+            whole[key] = value
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples: read its lists as what they were."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:
+    """Set the keys of a nested dictionary, read from ``path``, in ``config``.
+
+    Raises:
+        InputError: on a key that this version does not know, or a value of another type.
+    """
+    for key, value in _tuples(values).items():
+        if key not in config:
+            raise InputError(
+                f"{path}: unknown key {prefix + key!r}{hint(key, list(config))} is it of another version, or of a "
+                "plug-in that --plugins=FILE would load?"
+            )
+        if isinstance(config[key], ConfigDict) and isinstance(value, dict):
+            merge(config[key], value, path, f"{prefix}{key}.")
+            continue
+        try:
+            config[key] = value
+        except TypeError:
+            kind = type(config[key]).__name__
+            raise InputError(f"{path}: {prefix + key}={value!r}: expected a value of type {kind}") from None
+
+
+def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:
+    """Return the dotted keys in which two configurations differ."""
+    found = []
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, ConfigDict) and isinstance(y, ConfigDict):
+            found += differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            found.append(prefix + key)
+    return found

@@ -1,0 +1,166 @@
+"""Parts of one's own, registered outside of the project, used by every command, and found again by the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sde_diffusion import plugins, registry
+from sde_diffusion.commands.main import main
+from sde_diffusion.evaluation.sweep import read_rows
+from sde_diffusion.records import read_record
+from tests.test_commands import refused
+from tests.test_training import SMALL
+
+OUTSIDE = Path(__file__).parent / "outside"
+"""One file each: a sampler, an SDE, a network."""
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave no plug-in to the tests that come after, as if each were a process of its own."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    tables = [(r, dict(r._entries), dict(r._sources), dict(r._others)) for r in registry._REGISTRIES]
+    yield
+    for r, entries, sources, others in tables:
+        r._entries, r._sources, r._others = entries, sources, others
+
+
+def forget() -> None:
+    plugins._loaded.clear()
+    for r in registry._REGISTRIES:
+        for name in list(r._others):
+            r._entries.pop(name), r._sources.pop(name), r._others.pop(name)
+
+
+CHOSEN = ["--config.sde.name=own_sde", "--config.network.name=own_network", "--config.sampler.name=own_sampler"]
+
+
+def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained, sampled, swept, scored and reported from the command line, from another folder too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = Path(shutil.copytree(OUTSIDE, tmp_path / "own"))
+    for file in own.glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 60
+    names = ",".join(path.name for path in sorted(own.glob("own_*.py")))
+    monkeypatch.chdir(own)
+    steps = ["--config.training.num_steps=2", "--config.network.own_network.width=24"]
+    flags = [flag for flag in SMALL if "unet" not in flag]
+    assert main(["train", "--workdir=run", f"--plugins={names}", *flags, *steps, *CHOSEN]) == 0
+    stored = read_record(own / "run" / "config.json")["config"]
+    assert stored["network"] == {"name": "own_network", "own_network": {"width": 24}}
+    assert {Path(name).name for name in stored["plugins"]} == set(names.split(","))
+    forget()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = f"--workdir={own / 'run'}"
+    assert main(["sample", run, "--steps=3", "--num_samples=2", "--quiet"]) == 0
+    forget()
+    assert main(["train", run, *flags, "--config.training.num_steps=3"]) == 0
+    forget()
+    few = ["--num_images=2", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--quiet"]
+    assert main(["likelihood", run, *few]) == 0
+    forget()
+    sweep = ["--samplers=own_sampler,ddim", "--steps=3", "--num_samples=70", "--quiet"]
+    assert main(["benchmark", run, *sweep]) == 0
+    assert [row["sampler"] for row in read_rows(own / "run" / "benchmark.jsonl")] == ["own_sampler", "ddim"]
+    forget()
+    assert main(["report", run, "--quiet"]) == 0
+    assert "own_sampler" in (own / "run" / "report.html").read_text()
+    forget()
+    assert main(["verify", f"--plugins={own / 'own_sampler.py'}", "--sampler=own_sampler", "--sde=vp", "--quiet"]) == 0
+
+
+def test_a_shipped_run_with_a_sampler_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--plugins={OUTSIDE / 'own_sampler.py'}", "--sampler=own_sampler", "--steps=2", "--num_samples=1"]
+    assert main(["sample", "--pretrained=fashion_mnist", *flags, "--quiet"]) == 0
+    assert (tmp_path / "runs" / "fashion_mnist" / "samples" / "own_sampler_2_seed0.npz").exists()
+    capsys.readouterr()
+    assert main(["samplers", f"--plugins={OUTSIDE / 'own_sampler.py'}"]) == 0
+    assert "own_sampler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["imports", "names"])
+def test_a_configuration_brings_its_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    shutil.copy(OUTSIDE / "own_sampler.py", tmp_path / f"brought_{how}.py")
+    first, then = (f"import brought_{how}", "") if how == "imports" else ("", f"config.plugins = ('brought_{how}.py',)")
+    (tmp_path / "my.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{first}\nfrom sde_diffusion.config import default_config\n"
+        "def get_config():\n    config = default_config()\n    config.sampler.name = 'own_sampler'\n"
+        f"    {then}\n    return config\n"
+    )
+    run = f"--workdir={tmp_path / 'run'}"
+    flags = [*SMALL, "--config.training.num_steps=2", "--config.sampler.own_sampler.num_steps=7"]
+    assert main(["train", run, f"--config={tmp_path / 'my.py'}", *flags]) == 0
+    forget()
+    assert main(["sample", run, "--num_samples=1", "--quiet"]) == 0
+    assert (tmp_path / "run" / "samples" / "own_sampler_7_seed0.npz").exists()
+
+
+def test_only_what_is_chosen_is_stored(tmp_path: Path) -> None:
+    flags = [*SMALL, "--config.training.num_steps=2", "--config.sampler.pc.snr=0.2"]
+    assert main(["train", f"--workdir={tmp_path}", *flags]) == 0
+    stored = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert stored["sampler"].keys() == {"name", "ddim", "pc"}
+    assert stored["sampler"]["pc"] == {"snr": 0.2}
+    assert stored["sde"].keys() == {"name", "vp"}
+    assert stored["data"].keys() == {"name", "root", "digits"}
+    assert main(["sample", f"--workdir={tmp_path}", "--sampler=pc", "--steps=2", "--num_samples=1", "--quiet"]) == 0
+
+
+def test_bad_plugins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, twice, syntax = (tmp_path / f"{name}.py" for name in ("broken", "twice", "syntax"))
+    broken.write_text("import math\n\nmath.sqrt(-1)\n")
+    twice.write_text("import samplers\n\n@samplers.register('ddim')\nclass Mine:\n    pass\n")
+    syntax.write_text("def f(:\n")
+    for value, words in (
+        ("none_of_that_name", "plugins='none_of_that_name': expected an installed module, or a file ending in .py"),
+        (str(tmp_path / "gone.py"), "gone.py': expected an existing file"),
+        (str(broken), f"plugins='{broken}', line 3: ValueError"),
+        (str(syntax), f"plugins='{syntax}', line 1: SyntaxError"),
+        (str(twice), f"plugins='{twice}', line 3: sampler 'ddim' is registered already, by "),
+    ):
+        for command in ("samplers", "train", "sample", "report", "verify"):
+            assert words in refused(capsys, command, f"--plugins={value}")
+    text = refused(capsys, "train", f"--workdir={tmp_path / 'run'}", "--config.plugins=('a.py',)")
+    assert "give --plugins=FILE,module" in text
+
+
+def test_two_that_register_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Path(shutil.copy(OUTSIDE / "own_sampler.py", tmp_path / "first.py"))
+    second = Path(shutil.copy(OUTSIDE / "own_sampler.py", tmp_path / "second.py"))
+    text = refused(capsys, "samplers", f"--plugins={first},{second}")
+    assert f"plugins='{second}'" in text
+    assert f"sampler 'own_sampler' is registered already, by {first}" in text
+
+
+def test_a_run_whose_plugin_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = Path(shutil.copy(OUTSIDE / "own_sampler.py", tmp_path / "own_sampler.py"))
+    run = f"--workdir={tmp_path / 'run'}"
+    flags = [*SMALL, "--config.training.num_steps=2", "--config.sampler.name=own_sampler"]
+    assert main(["train", run, f"--plugins={own}", *flags]) == 0
+    (tmp_path / "moved").mkdir()
+    moved = own.rename(tmp_path / "moved" / own.name)
+    forget()
+    for command in ("sample", "train", "report", "benchmark", "likelihood"):
+        text = refused(capsys, command, run)
+        assert f"plugins='{own}': expected a file that the run in {tmp_path / 'run'} was made with" in text
+    assert main(["train", run, f"--plugins={moved}", *SMALL, "--config.training.num_steps=3"]) == 0
+    assert read_record(tmp_path / "run" / "config.json")["config"]["plugins"] == [str(moved)]
+
+
+def test_code_in_the_folder_of_a_run_is_not_run_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, flags = tmp_path / "run", [*SMALL, "--config.training.num_steps=2"]
+    run.mkdir()
+    own = Path(shutil.copy(OUTSIDE / "own_sampler.py", run / "own_sampler.py"))
+    assert main(["train", f"--workdir={run}", f"--plugins={own}", *flags]) == 0
+    forget()
+    assert "code in the folder of a run is not run" in refused(capsys, "sample", f"--workdir={run}")
+    assert main(["sample", f"--workdir={run}", f"--plugins={own}", "--steps=2", "--num_samples=1", "--quiet"]) == 0
