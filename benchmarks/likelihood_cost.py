@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.sample import load_run
 from sde_diffusion.files import provenance, write_atomically, write_json
 from sde_diffusion.ops import expand
+from sde_diffusion.runs.open import load_run
 from sde_diffusion.stored_config import load_config
 
 TOLERANCES = {

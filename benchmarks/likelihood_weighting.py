@@ -22,11 +22,11 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.sample import load_run
-from sde_diffusion.commands.train import train_run
 from sde_diffusion.evaluation.scoring import bound_start
 from sde_diffusion.files import provenance, write_json
 from sde_diffusion.likelihood import mean_and_error
+from sde_diffusion.runs.fitting import train_run
+from sde_diffusion.runs.open import load_run
 
 LOSSES = {
     "simple": ("stratified", "simple", 1e-5),

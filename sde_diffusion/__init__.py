@@ -21,6 +21,7 @@ from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, SubVPS
 
 if TYPE_CHECKING:
     from sde_diffusion.pretrained import load_pretrained
+    from sde_diffusion.runs import Run, fit, open_run
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "LikelihoodResult",
     "NoiseStream",
     "Prediction",
+    "Run",
     "SubVPSDE",
     "TimeConditioning",
     "VariationalBound",
@@ -48,14 +50,22 @@ __all__ = [
     "bits_per_dim",
     "continuous_bound",
     "discrete_bound",
+    "fit",
     "forward_posterior",
     "load_pretrained",
     "log_likelihood",
+    "open_run",
 ]
 
 
+_ON_TOP = {
+    "load_pretrained": "sde_diffusion.pretrained",
+    **dict.fromkeys(("Run", "fit", "open_run"), "sde_diffusion.runs"),
+}
+
+
 def __getattr__(name: str) -> Any:
-    # It stands on everything else, samplers too, which themselves import this package: only when it is asked for.
-    if name == "load_pretrained":
-        return import_module("sde_diffusion.pretrained").load_pretrained
+    # They stand on everything else, samplers too, which themselves import this package: only when they are asked for.
+    if name in _ON_TOP:
+        return getattr(import_module(_ON_TOP[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

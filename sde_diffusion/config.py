@@ -160,11 +160,11 @@ def execute_network(config: ConfigDict, network: nn.Module, training: bool = Fal
     return execute(network, precision, compiled, training, **how)
 
 
-def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:
-    """Wrap a network as ``config.denoiser`` says."""
+def build_denoiser(config: ConfigDict, network: nn.Module, sde: SDE | None = None) -> Denoiser:
+    """Wrap a network as ``config.denoiser`` says, with another SDE than ``config.sde`` if one is given."""
     return Denoiser(
         network,
-        build_sde(config),
+        sde or build_sde(config),
         prediction=config.denoiser.prediction,
         conditioning=_build(CONDITIONINGS, config.denoiser.conditioning),
         sigma_data=config.denoiser.sigma_data or None,

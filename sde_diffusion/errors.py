@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 
 
 class InputError(ValueError):
@@ -51,8 +50,3 @@ def require_plain_name(name: str, value: object) -> None:
     """Require a name that is one part of a path: letters, digits, "_", "-", "+", "." inside it, and no separators."""
     ok = isinstance(value, str) and re.fullmatch(r"[\w+-][\w.+-]{0,99}", value) is not None
     require(ok, name, value, "a plain name of letters, digits, '_', '-', '+' and '.'")
-
-
-def notice(text: str) -> None:
-    """Tell the person in one line on standard error what was not as it should be, though the work goes on."""
-    print(f"sde-diffusion: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sde_diffusion.errors import InputError, notice
+from sde_diffusion.errors import InputError
+from sde_diffusion.terminal import notice
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _FAR = 1 << 30  # Windows locks bytes, and forbids to read them: one that no holder's name reaches

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "types": 0, "errors": 0, "ops": 0, "registry": 0, "noise": 0,
+    "types": 0, "errors": 0, "terminal": 0, "ops": 0, "registry": 0, "noise": 0,
     "sdes": 1,
     "denoisers": 2, "timesteps": 2, "ode": 2,
     "reverse": 3, "analytic": 3, "losses": 3, "bounds": 3,
@@ -17,7 +17,7 @@ FLOORS = {
 }  # fmt: skip
 """The mathematics, by floor; all other modules of sde_diffusion are the workshop."""
 FOR_SAMPLERS = {"types", "errors", "ops", "registry", "noise", "sdes", "denoisers", "timesteps", "ode", "reverse"}
-ROOF = {"config", "stored_config", "pretrained", "commands", "__main__"}
+ROOF = {"config", "stored_config", "pretrained", "runs", "commands", "__main__"}
 FILES = sorted([*ROOT.glob("sde_diffusion/**/*.py"), *ROOT.glob("samplers/*.py")])
 
 

@@ -34,7 +34,8 @@ def forget() -> None:
     plugins._loaded.clear()
     for r in registry._REGISTRIES:
         for name in list(r._others):
-            r._entries.pop(name), r._sources.pop(name), r._others.pop(name)
+            for table in (r._entries, r._sources, r._others):
+                table.pop(name, None)
 
 
 CHOSEN = ["--config.sde.name=own_sde", "--config.network.name=own_network", "--config.sampler.name=own_sampler"]

@@ -52,7 +52,7 @@ def test_page_holds_all_it_needs(measured: Path) -> None:
     assert outside.count('alt="samples of') == 5
     assert outside.count('alt="reverse process of') == 3
     assert "ODE (probability flow)" in outside
-    assert "sampler.pc.snr" in outside
+    assert "sampler.ddim.eta" in outside
     assert "At most 10 evaluations" in outside
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import sde_diffusion as sd
-from sde_diffusion.commands import benchmark as command
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation import sweep as sweeping
 from sde_diffusion.evaluation.curves import (
@@ -26,6 +25,7 @@ from sde_diffusion.evaluation.curves import (
 )
 from sde_diffusion.evaluation.sweep import Setting, append_row, read_rows, settings
 from sde_diffusion.records import drop_torn_line
+from sde_diffusion.runs import sweep as command
 from tests.test_commands import refused, trained
 
 __all__ = ["trained"]

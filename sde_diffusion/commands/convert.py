@@ -8,11 +8,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import require_workdir, say
+from sde_diffusion.commands.flags import require_workdir
 from sde_diffusion.errors import require
 from sde_diffusion.files import new_folder, provenance
 from sde_diffusion.pretrained import read_source
 from sde_diffusion.stored_config import chosen
+from sde_diffusion.terminal import say
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from sde_diffusion import plugins
 from sde_diffusion.config import default_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
+from sde_diffusion.runs.open import load_run, pick_device
+from sde_diffusion.runs.run import Run
 from sde_diffusion.stored_config import complete, differences, load_config
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
@@ -173,20 +174,6 @@ def require_workdir(values: flags.FlagValues) -> Path:
     return Path(values.workdir)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the first of CUDA, MPS and the CPU that is there.
-
-    Raises:
-        InputError: if the device is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    require(available[name], "device", name, f"one of {', '.join(k for k, there in available.items() if there)} here")
-    return torch.device(name)
-
-
-def say(text: str, quiet: bool = False) -> None:
-    """Print a line for the person at the terminal."""
-    if not quiet:
-        print(text, file=sys.stdout, flush=True)
+def open_configured(values: flags.FlagValues, config: ConfigDict) -> Run:
+    """Open the run of a command, with its configuration as the flags have changed it."""
+    return load_run(require_workdir(values), config, pick_device(values.device))

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-import torch
 from absl import flags
 from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, pick_device, require_workdir, say
-from sde_diffusion.commands.sample import Run, load_run
-from sde_diffusion.data import Dataset
-from sde_diffusion.data.image_folder import load_picture
+from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, open_configured
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.evaluation import bits
-from sde_diffusion.evaluation.figures import save_bound
-from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, read_state, text_of
-from sde_diffusion.files import provenance
-from sde_diffusion.locks import one_writer
-from sde_diffusion.records import read_record, write_record
-
-DEFAULT_TOLERANCE = 1e-4
-"""Of a few given pictures, whose spread says nothing about a mean."""
-CAVEAT = (
-    "Likelihood is no proof of belonging: models are known to give simpler images of another kind a higher likelihood "
-    "than their own (Nalisnick et al. 2019, arXiv:1810.09136)."
-)
+from sde_diffusion.evaluation.scoring import ScoringOptions
+from sde_diffusion.runs.run import Run
+from sde_diffusion.runs.score import CAVEAT, Scored, like, score, score_pictures, separate
+from sde_diffusion.terminal import say
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -86,172 +71,57 @@ def _options(values: flags.FlagValues) -> ScoringOptions:
     return ScoringOptions(tolerance=tolerance, **{name: getattr(values, name) for name in names})
 
 
-def scorable(run: Run, config: ConfigDict) -> Run:
-    """Return a run whose likelihood is computed in float32, unless ``config.precision`` names another."""
-    return replace(run, denoiser=run.float32) if config.precision == "auto" else run
-
-
-def score_split(
-    workdir: Path,
-    run: Run,
-    dataset: Dataset,
-    k: torch.Tensor,
-    options: ScoringOptions,
-    facts: dict[str, Any],
-    *,
-    stem: str = "likelihood",
-    seed: int = 0,
-    batch_size: int = 64,
-    device: torch.device | None = None,
-    quiet: bool = False,
-) -> tuple[Scores, dict[str, Any]]:
-    """Score images and write ``STEM.npz`` (as it goes), ``STEM.json`` and ``STEM.png`` (the curve of the bound).
-
-    Args:
-        k: the images as the data set holds them, (N, *).
-        facts: what identifies them, stored with the result.
-
-    Returns:
-        The numbers of each image, and the content of the JSON.
-    """
-    from tqdm import tqdm
-
-    device = device or torch.device("cpu")
-    scorer = Scorer(run.denoiser, dataset, k, options, seed, device)
-    key = {"checkpoint": run.digest, "seed": seed, "num_images": len(k), "options": asdict(options), **facts}
-    if run.dtype != "float32":
-        key["dtype"] = run.dtype
-    path = workdir / f"{stem}.npz"
-    with one_writer(workdir, stem), tqdm(total=len(k), unit="image", desc=stem, disable=quiet, leave=False) as progress:
-        _keep_other(path, key)
-        scores = scorer.score(path, key, batch_size, progress.update)
-        result = bits.summary(scores, dataset, options)
-        result["provenance"] = provenance(device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
-        write_record(workdir / f"{stem}.json", result)
-        save_bound(workdir / f"{stem}.png", result["curves"])
-    return scores, result
-
-
-def _keep_other(path: Path, key: dict[str, Any]) -> None:
-    """Move scores that were made with other settings out of the way, under a name of their own."""
-    if not path.exists():
-        return
-    other, _ = read_state(path)
-    if other != text_of(key):
-        name = hashlib.sha256(other.encode()).hexdigest()[:8]
-        for suffix in (".npz", ".json", ".png"):
-            if path.with_suffix(suffix).exists():
-                path.with_suffix(suffix).rename(path.with_name(f"{path.stem}_{name}{suffix}"))
-
-
 def run(values: flags.FlagValues, config: ConfigDict) -> int:
     """Score; returns 1 if a solve failed."""
-    workdir, device = require_workdir(values), pick_device(values.device)
     options = _options(values)
     require_int("num_images", values.num_images, 0)
     require(not (values.image and values.against), "image", values.image, "no --against beside it", "run it twice")
-    loaded = scorable(load_run(workdir, config, device), config)
-    if values.image:
-        return _score_pictures(values, loaded, options, config, device)
-    dataset = configuration.build_dataset(config)
-    sets = {"likelihood": dataset}
-    if values.against:
-        other = ConfigDict(config.to_dict())
-        other.data.name, other.data.root = values.against, ""
-        sets[f"likelihood_{values.against}"] = _like(configuration.build_dataset(other), dataset)
+    opened = open_configured(values, config)
+    found = [_pictures(values, opened, options)] if values.image else _splits(values, opened, options)
+    return _failures(found)
 
-    results: dict[str, tuple[Scores, dict[str, Any]]] = {}
+
+def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list[Scored]:
+    """Score the run's data, and those that they are to be told from."""
+    sets = {"likelihood": run.dataset}
+    if values.against:
+        other = ConfigDict(run.config.to_dict())
+        other.data.name, other.data.root = values.against, ""
+        sets[f"likelihood_{values.against}"] = like(configuration.build_dataset(other), run.dataset)
+    found = []
     for stem, data in sets.items():
         k = getattr(data, values.split)
         k = k[: values.num_images or len(k)]
         say(f"{len(k)} {values.split} images of {data.name}", values.quiet)
-        results[stem] = score_split(
-            workdir,
-            loaded,
-            data,
-            k,
-            options,
-            {"data": data.name, "split": values.split},
-            stem=stem,
-            seed=config.seed,
-            batch_size=values.batch_size,
-            device=device,
-            quiet=values.quiet,
-        )
-        say(f"{bits.as_text(results[stem][1])}\nwrote {stem}.json, {stem}.npz, {stem}.png in {workdir}\n", values.quiet)
+        facts = {"data": data.name, "split": values.split}
+        found.append(score(run, data, k, options, facts, stem=stem, batch_size=values.batch_size, quiet=values.quiet))
+        written = f"wrote {stem}.json, {stem}.npz, {stem}.png in {run.workdir}"
+        say(f"{bits.as_text(found[-1].summary)}\n{written}\n", values.quiet)
     if values.against:
-        inside, outside = (scores.ode.mean(axis=0) for scores, _ in results.values())
-        found = bits.separation(inside, outside)
-        path = workdir / f"likelihood_{values.against}.json"
-        separated = {"inside": dataset.name, **asdict(found), "caveat": CAVEAT}
-        write_record(path, {**read_record(path), "separation": separated})
+        apart = separate(run, found[0], found[1])
         say(
-            f"AUROC of log-likelihood, {dataset.name} above {values.against}: {found.auroc:.4f} ± "
-            f"{found.std_error:.4f}\n{CAVEAT}",
+            f"AUROC of log-likelihood, {run.dataset.name} above {values.against}: {apart.auroc:.4f} ± "
+            f"{apart.std_error:.4f}\n{CAVEAT}",
             values.quiet,
         )
-    return _failures({stem: scores for stem, (scores, _) in results.items()})
+    return found
 
 
-def _failures(results: dict[str, Scores]) -> int:
+def _pictures(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Scored:
+    """Score picture files and print a line each."""
+    found, rows = score_pictures(run, values.image, options, batch_size=values.batch_size, quiet=values.quiet)
+    say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
+    for (ode, continuous, discrete), name in zip(rows, values.image, strict=True):
+        say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {name}")
+    say(f"wrote likelihood_pictures.json, .npz, .png in {run.workdir}", values.quiet)
+    return found
+
+
+def _failures(found: list[Scored]) -> int:
     """Print how many solves failed and why; returns the exit code."""
-    failed = [(stem, i, reason) for stem, scores in results.items() for i, reason in scores.reasons.items()]
+    failed = [(scored.stem, i, reason) for scored in found for i, reason in scored.scores.reasons.items()]
     for stem, i, reason in failed[:5]:
         say(f"FAILED {stem}, image {i}: {reason}")
     if failed:
         say(f"{len(failed)} images have no likelihood and are left out of the means; try another --tolerance")
     return 1 if failed else 0
-
-
-def _like(other: Dataset, dataset: Dataset) -> Dataset:
-    """Return another data set in the shape and grey levels of ``dataset``, its pictures resized where they differ."""
-    if other.levels is None or dataset.levels is None or other.shape[0] != dataset.shape[0]:
-        same = other.shape == dataset.shape and other.levels == dataset.levels
-        expected = f"a data set like {dataset.name}: {dataset.describe()}"
-        require(same, "against", other.name, expected, f"it is {other.describe()}")
-        return other
-
-    def convert(k: torch.Tensor) -> torch.Tensor:
-        from torchvision.transforms.functional import resize
-
-        x = other.scale(k)
-        if other.shape != dataset.shape:
-            x = resize(x, list(dataset.shape[1:]), antialias=True)
-        return dataset.unscale(x)
-
-    return Dataset(other.name, convert(other.train), convert(other.test), dataset.levels)
-
-
-def _score_pictures(
-    values: flags.FlagValues, loaded: Run, options: ScoringOptions, config: ConfigDict, device: torch.device
-) -> int:
-    """Score picture files and print a line each."""
-    require(loaded.levels is not None, "image", values.image, "a run on pictures", "this one was trained on vectors")
-    levels = loaded.levels or 2
-    pixels = torch.stack([torch.from_numpy(load_picture(Path(f), loaded.shape)) for f in values.image])
-    k = (pixels.float() * ((levels - 1) / 255)).round().to(torch.uint8)
-    dataset = Dataset("pictures", k, k, levels)
-    options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
-    workdir = Path(values.workdir)
-    names = {"files": [str(f) for f in values.image], "pixels": hashlib.sha256(k.numpy().tobytes()).hexdigest()}
-    scores, _ = score_split(
-        workdir,
-        loaded,
-        dataset,
-        k,
-        options,
-        names,
-        stem="likelihood_pictures",
-        seed=config.seed,
-        batch_size=values.batch_size,
-        device=device,
-        quiet=values.quiet,
-    )
-    unit = 1.0 / (math.prod(loaded.shape) * math.log(2.0))
-    shift = math.log2(dataset.cell)
-    say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
-    for i, name in enumerate(values.image):
-        ode = -scores.ode[:, i].mean() * unit - shift
-        say(f"{ode:16.4f} {scores.continuous[i] * unit:12.4f} {scores.discrete[i] * unit:12.4f}  {name}")
-    say(f"wrote likelihood_pictures.json, .npz, .png in {workdir}", values.quiet)
-    return _failures({"likelihood_pictures": scores})

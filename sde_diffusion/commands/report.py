@@ -7,9 +7,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from sde_diffusion.commands.flags import define_pretrained_flag, say
+from sde_diffusion.commands.flags import define_pretrained_flag
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.report import write_report
+from sde_diffusion.terminal import say
 
 
 def define_flags(values: flags.FlagValues) -> None:

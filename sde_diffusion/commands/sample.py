@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 from absl import flags
 from ml_collections import ConfigDict
-from torch import Tensor
 
-from samplers import Sampler
-from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import (
     define_pretrained_flag,
     define_run_flags,
     define_sampling_flags,
-    pick_device,
-    require_workdir,
-    say,
+    open_configured,
 )
-from sde_diffusion.denoisers import Denoiser
-from sde_diffusion.evaluation.pictures import save_grid, save_strip
-from sde_diffusion.files import provenance, write_atomically
-from sde_diffusion.networks.execution import precision_of
-from sde_diffusion.ops import column
-from sde_diffusion.stored_config import chosen
-from sde_diffusion.training import checkpoints
-from sde_diffusion.training.settings import read_settings
-
-STRIP_ROWS, STRIP_COLUMNS = 8, 12
+from sde_diffusion.runs.sample import save_samples
+from sde_diffusion.terminal import say
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -44,147 +23,17 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("trajectory", False, "Also write a strip of the reverse process.", flag_values=values)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A trained run, ready to be sampled.
-
-    Attributes:
-        denoiser: around the averaged weights, run as the configuration says.
-        float32: the same in float32, not compiled: what likelihoods and exact solutions are computed with.
-        shape: shape of one sample.
-        levels: number of grey levels of the data; None for vectors.
-        checkpoint: folder of the weights.
-        step: training step of the weights.
-        digest: SHA-256 of the weights' file.
-    """
-
-    denoiser: Denoiser
-    float32: Denoiser
-    shape: tuple[int, ...]
-    levels: int | None
-    checkpoint: Path
-    step: int
-    digest: str
-
-    @property
-    def dtype(self) -> str:
-        """The precision in which the denoiser's network is run."""
-        return precision_of(self.denoiser.net)
-
-
-def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
-    """Load the newest checkpoint of a workdir, averaged weights.
-
-    Raises:
-        InputError: if there is none, or it does not fit the configuration.
-    """
-    found = checkpoints.read(workdir)
-    data = read_settings(workdir)["data"]
-    shape = tuple(data["shape"])
-    configuration.require_data_shape(config, shape)
-    network = configuration.build_network(config, shape)
-    checkpoints.fill(network, found.tensors["ema"], found.folder)
-    network = network.to(device).eval().requires_grad_(False)
-    denoiser, float32 = (
-        configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact))
-        for exact in (False, True)
-    )
-    return Run(denoiser, float32, shape, data.get("levels"), found.folder, found.step, found.digest)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Samples on the CPU, counted evaluations of a sample, seconds, the strip's times and states."""
-
-    x: Tensor
-    nfe: float
-    seconds: float
-    strip: list[tuple[float, Tensor]]
-
-
-def draw(
-    sampler: Sampler,
-    run: Run,
-    device: torch.device,
-    num_samples: int,
-    batch_size: int,
-    seed: int,
-    quiet: bool,
-    with_strip: bool = False,
-    first_index: int = 0,
-) -> Drawn:
-    """Draw ``num_samples`` samples of a seed in batches, with a progress bar over solver steps.
-
-    Args:
-        with_strip: keep the first samples' states on their way.
-        first_index: number of the first sample.
-    """
-    from tqdm import tqdm
-
-    sde = run.denoiser.sde
-    parts: list[Tensor] = []
-    nfe: list[Tensor] = []
-    strip: list[tuple[float, Tensor]] = []
-    steps = getattr(sampler, "num_steps", None)
-    batches = -(-num_samples // batch_size)
-    total = steps * batches if steps else None
-    seconds = 0.0
-    with tqdm(total=total, unit="step", disable=quiet, desc="sample", leave=False) as progress:
-        for first in range(0, num_samples, batch_size):
-
-            def see(step: int, t: Tensor, x: Tensor, first: int = first) -> None:
-                progress.update(int(step > 0))
-                if with_strip and first == 0:
-                    now = t.reshape(-1)[:STRIP_ROWS].double()
-                    scale = (sde.alpha(now) ** 2 + sde.sigma(now) ** 2).rsqrt()  # unit size at all noise levels
-                    shown = x[:STRIP_ROWS].double().cpu() * column(scale.cpu(), x)
-                    strip.append((float(now[0]), shown))
-
-            start = time.perf_counter()
-            shape = (min(batch_size, num_samples - first), *run.shape)
-            result = sampler.draw(
-                run.denoiser, shape, seed, first_index=first_index + first, device=device, callback=see
-            )
-            parts.append(result.x.cpu())
-            seconds += time.perf_counter() - start
-            nfe.append(result.nfe_per_sample.cpu())
-    chosen = torch.linspace(0, max(len(strip) - 1, 0), min(STRIP_COLUMNS, len(strip))).round().long().tolist()
-    return Drawn(torch.cat(parts), float(torch.cat(nfe).double().mean()), seconds, [strip[i] for i in chosen])
-
-
-def save_samples(path: Path, x: Tensor, facts: dict[str, Any]) -> None:
-    """Write samples and their provenance as ``.npz``: arrays ``x`` and ``provenance`` (a JSON text)."""
-    write_atomically(path, lambda p: np.savez_compressed(p, x=x.numpy(), provenance=json.dumps(facts)))
-
-
 def run(values: flags.FlagValues, config: ConfigDict) -> None:
     """Draw samples and write the grid, the arrays and, if asked for, the strip."""
-    workdir, device = require_workdir(values), pick_device(values.device)
-    sampler = configuration.build_sampler(config, values.sampler, values.steps)
-    name = values.sampler or config.sampler.name
-    loaded = load_run(workdir, config, device)
-    drawn = draw(
-        sampler, loaded, device, values.num_samples, values.batch_size, config.seed, values.quiet, values.trajectory
+    opened = open_configured(values, config)
+    drawn = opened.sample(
+        values.sampler,
+        num_steps=values.steps,
+        n=values.num_samples,
+        batch_size=values.batch_size,
+        trajectory=values.trajectory,
+        quiet=values.quiet,
     )
-    facts = provenance(
-        device,
-        seed=config.seed,
-        checkpoint=str(loaded.checkpoint),
-        step=loaded.step,
-        sampler=repr(sampler),
-        nfe=drawn.nfe,
-        seconds=round(drawn.seconds, 3),
-        dtype=loaded.dtype,
-        config=chosen(config),
-    )
-    steps = f"_{sampler.num_steps}" if hasattr(sampler, "num_steps") else ""
-    stem = workdir / "samples" / f"{name}{steps}_seed{config.seed}"
-    save_samples(stem.with_suffix(".npz"), drawn.x, facts)
-    save_grid(stem.with_suffix(".png"), drawn.x)
-    say(f"{len(drawn.x)} samples with {sampler}\nNFE {drawn.nfe:g}, {drawn.seconds:.1f} s", values.quiet)
-    written = [".npz", ".png"]
-    if values.trajectory:
-        times, states = zip(*drawn.strip, strict=True)
-        save_strip(stem.with_name(f"{stem.name}_trajectory.png"), states, times)
-        written.append("_trajectory.png")
-    say(f"wrote {', '.join(stem.name + end for end in written)} in {stem.parent}", values.quiet)
+    say(f"{len(drawn.x)} samples with {drawn.sampler}\nNFE {drawn.nfe:g}, {drawn.seconds:.1f} s", values.quiet)
+    written = save_samples(opened, drawn, values.sampler or config.sampler.name)
+    say(f"wrote {', '.join(path.name for path in written)} in {written[0].parent}", values.quiet)

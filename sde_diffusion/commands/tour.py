@@ -12,19 +12,19 @@ from torch import Tensor
 import samplers
 from samplers import Sampler
 from sde_diffusion import config as configuration
-from sde_diffusion.commands import likelihood
-from sde_diffusion.commands.benchmark import Against, load_reference, sweep_run
-from sde_diffusion.commands.flags import define_run_flags, pick_device, say
-from sde_diffusion.commands.sample import load_run, save_samples
-from sde_diffusion.commands.train import train_run
+from sde_diffusion.commands.flags import define_run_flags
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import setting_text
 from sde_diffusion.evaluation.distances import energy_distance, nearest_distances
 from sde_diffusion.evaluation.pictures import save_grid
-from sde_diffusion.evaluation.report import write_report
-from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.evaluation.sweep import Row, Setting, settings
 from sde_diffusion.files import provenance
+from sde_diffusion.runs.fitting import train_run
+from sde_diffusion.runs.open import load_run, pick_device
+from sde_diffusion.runs.run import Run
+from sde_diffusion.runs.sample import save_arrays
+from sde_diffusion.runs.sweep import Hook, SweepOptions, load_reference, sweep_run
+from sde_diffusion.terminal import say
 
 NUM_SAMPLES = 450
 USUAL = 25
@@ -80,42 +80,51 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     """Train on the configured data, score held-out images, sweep every sampler, write the report."""
     start = time.perf_counter()
     workdir, device, quiet = Path(values.workdir), pick_device(values.device), values.quiet
-    against = Against(num_samples=values.num_samples, batch_size=values.num_samples)
+    options = SweepOptions(num_samples=values.num_samples, batch_size=values.num_samples)
     dataset = configuration.build_dataset(config)
-    load_reference(config, dataset, against, device)  # what is lacking is said before the training
+    load_reference(dataset, options, device)  # what is lacking is said before the training
     train_run(workdir, config, device, quiet)
     say(f"trained after {time.perf_counter() - start:.0f} s", quiet)
 
-    loaded = load_run(workdir, config, device)
-    k = dataset.test[:NUM_SCORED]
-    facts = {"data": dataset.name, "split": "test"}
-    options = {"seed": config.seed, "device": device, "quiet": quiet}
-    exact = likelihood.scorable(loaded, config)
-    _, scored = likelihood.score_split(workdir, exact, dataset, k, ScoringOptions(), facts, **options)
-    say(f"\nlikelihood of {len(k)} held-out images\n{bits.as_text(scored)}\n", quiet)
+    opened = load_run(workdir, config, device, data=dataset)
+    scored = opened.score(num_images=NUM_SCORED, quiet=quiet)
+    count = scored.summary["provenance"]["num_images"]
+    say(f"\nlikelihood of {count} held-out images\n{bits.as_text(scored.summary)}\n", quiet)
 
+    save_grid(workdir / "samples" / "(test images).png", dataset.scale(dataset.test)[:GRID])
+    planned = plan(config.seed)
+    say(f"sampling {values.num_samples} with every sampler", quiet)
+    rows = sweep_run(opened, planned, options, quiet, hook=_pixels(opened, planned))
+    page = opened.report()
+    say(f"\n{_table(rows)}\n{_guide(workdir, page, len(dataset.test))}", quiet)
+    say(f"done in {time.perf_counter() - start:.0f} s", quiet)
+
+
+def _pixels(run: Run, planned: list[Setting]) -> Hook:
+    """Return what measures the samples of a row in pixel space, and keeps those of each sampler's last row."""
+    dataset = run.dataset
     train_x, test_x = dataset.scale(dataset.train), dataset.scale(dataset.test)
     usual = nearest_distances(test_x, train_x).mean()
-    save_grid(workdir / "samples" / "(test images).png", test_x[:GRID])
-    planned = plan(config.seed)
     last = {setting.sampler: setting for setting in planned}
 
-    def pixels(setting: Setting, sampler: Sampler, samples: Tensor) -> dict[str, float]:
+    def measure(setting: Setting, sampler: Sampler, samples: Tensor) -> dict[str, float]:
         x = samples.clamp(-1.0, 1.0)
         if setting == last[setting.sampler]:
-            facts = provenance(device, seed=setting.seed, checkpoint=str(loaded.checkpoint), sampler=repr(sampler))
-            save_samples(workdir / "samples" / f"{setting.sampler}.npz", samples, facts)
-            save_grid(workdir / "samples" / f"{setting.sampler}.png", x[:GRID])
+            facts = provenance(run.device, seed=setting.seed, checkpoint=str(run.checkpoint), sampler=repr(sampler))
+            stem = run.workdir / "samples" / setting.sampler
+            save_arrays(stem.with_suffix(".npz"), samples, facts)
+            save_grid(stem.with_suffix(".png"), x[:GRID])
         gap = energy_distance(x, test_x)
         ratio = float(nearest_distances(x, train_x).mean() / usual)
         return {"energy distance": gap.value, "energy distance error": gap.std_error, "nearest ratio": ratio}
 
-    say(f"sampling {values.num_samples} with every sampler", quiet)
-    rows = sweep_run(workdir, config, loaded, planned, against, device, quiet, hook=pixels)
-    page = write_report([workdir])[0]
-    say(
-        f"\n{_table(rows)}\n"
-        f"pixels, to test: energy distance on pixels in [−1, 1] to the {len(test_x)} held-out images\n"
+    return measure
+
+
+def _guide(workdir: Path, page: Path, num_test: int) -> str:
+    """Return what the table's columns are, and where to look next."""
+    return (
+        f"pixels, to test: energy distance on pixels in [−1, 1] to the {num_test} held-out images\n"
         "nearest training image: mean distance to it, over the same of held-out images; far below 1 is memorising\n\n"
         f"{page}      all of this to look at: open it in a browser\n"
         f"{workdir}/samples/*.png    what each sampler drew; '(test images).png' beside them; *.npz, the arrays\n"
@@ -123,7 +132,5 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         f"{workdir}/benchmark.*      rows of every sampler and setting;  more: sde-diffusion benchmark\n"
         f"{workdir}/likelihood.*     of each image, and where the bound's bits are spent\n"
         f"{workdir}/checkpoints      weights;  go on: sde-diffusion sample --workdir={workdir} --sampler=pc\n"
-        f"{workdir}/train.jsonl      losses;   look: tensorboard --logdir={workdir}/tensorboard\n"
-        f"done in {time.perf_counter() - start:.0f} s",
-        quiet,
+        f"{workdir}/train.jsonl      losses;   look: tensorboard --logdir={workdir}/tensorboard"
     )

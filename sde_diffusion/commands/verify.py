@@ -10,9 +10,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import samplers
-from sde_diffusion.commands.flags import say
 from sde_diffusion.evaluation.verification import Certificate, certify, certify_likelihood
 from sde_diffusion.sdes import SDE, SDES
+from sde_diffusion.terminal import say
 
 COLUMNS = "{:18} {:8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>7} {:>8}  {}"
 

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import notice, require, require_plain_name
+from sde_diffusion.errors import require, require_plain_name
 from sde_diffusion.evaluation.metrics import Features, join
 from sde_diffusion.files import read_npz, write_atomically
 from sde_diffusion.records import as_line, drop_torn_line, read_lines
+from sde_diffusion.terminal import notice
 
 Row = dict[str, Any]
 

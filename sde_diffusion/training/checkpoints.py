@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, notice, require, require_int
+from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.files import discard, new_folder, sha256, sweep_unfinished
 from sde_diffusion.records import read_record, write_record
+from sde_diffusion.terminal import notice
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.settings import CHECKPOINTS
 from sde_diffusion.training.settings import existing as existing

@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.errors import InputError, notice, require
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.records import read_record, write_record
+from sde_diffusion.terminal import notice
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+GIVEN = "given"
+"""Name of a network, SDE or data set that was handed over in Python, and cannot be built from a configuration."""
 _SECTIONS = ("data", "sde", "network", "denoiser")
 
 

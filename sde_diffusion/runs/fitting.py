@@ -1,0 +1,141 @@
+"""Training a run: from a configuration, or from a network and data that are handed over in Python."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from sde_diffusion import config as configuration
+from sde_diffusion.data import Dataset
+from sde_diffusion.errors import InputError, require
+from sde_diffusion.files import provenance
+from sde_diffusion.locks import one_writer
+from sde_diffusion.registry import hint
+from sde_diffusion.runs.given import as_dataset, describe_sde
+from sde_diffusion.runs.open import load_run, pick_device
+from sde_diffusion.runs.run import Run
+from sde_diffusion.sdes import SDE
+from sde_diffusion.stored_config import chosen, differences, load_config, merge
+from sde_diffusion.terminal import say
+from sde_diffusion.training import checkpoints
+from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.loop import TrainingOptions, make_optimizer, train
+from sde_diffusion.training.settings import GIVEN, is_run, write_settings
+
+
+def train_run(
+    workdir: Path,
+    config: ConfigDict,
+    device: torch.device,
+    quiet: bool,
+    *,
+    net: nn.Module | None = None,
+    sde: SDE | None = None,
+    data: Dataset | None = None,
+) -> None:
+    """Train a run to ``training.num_steps``, from its newest checkpoint if there is one.
+
+    Whoever calls this holds the lock of the workdir's training.
+
+    Args:
+        net, sde, data: instead of those that the configuration would build.
+    """
+    options = configuration.build_training(config)
+    checkpoints.sweep(workdir)
+    found = checkpoints.read_to_train(workdir)
+    dataset = configuration.build_dataset(config) if data is None else data
+    torch.manual_seed(config.seed)
+    network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
+    executed = configuration.execute_network(config, network, training=True)
+    denoiser = configuration.build_denoiser(config, executed, sde)
+    loss = configuration.build_loss(config)
+    configuration.build_sampler(config)  # refuse its options now, not after the training
+    size = sum(p.numel() for p in network.parameters())
+    say(f"{dataset.describe()}\n{config.network.name}: {size:,} parameters on {device}", quiet)
+
+    state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
+    if found is not None:
+        checkpoints.restore(found, state)
+        checkpoints.set_aside(workdir, found.step)
+        say(f"resuming from {found.folder}", quiet)
+    about = {"shape": list(dataset.shape), "levels": dataset.levels}
+    settings = {"config": chosen(config), "data": about, "provenance": provenance(device, seed=config.seed)}
+    write_settings(workdir, settings)
+    if state.step >= options.num_steps:
+        say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
+        return
+    batch = configuration.training_batch(dataset, options, config.seed)
+    train(workdir, denoiser, state, loss, batch, options, config.seed, settings, quiet)
+    say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
+
+
+def fit(
+    net: nn.Module,
+    data: Dataset | Tensor | np.ndarray | str,
+    *,
+    sde: SDE | None = None,
+    steps: int = 2000,
+    workdir: str | Path | None = None,
+    prediction: str = "eps",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+    **training: Any,
+) -> Run:
+    """Train a network on data and return the run, ready to be sampled; goes on from the workdir's newest checkpoint.
+
+    Args:
+        net: called as ``net(x, label)`` with x (B, *) and label (B,); returns (B, *). It is trained in place.
+        data: a :class:`~sde_diffusion.data.Dataset`, examples (N, *) as floats or (N, C, H, W) as uint8, of which a
+            tenth are held out, or the name of a data set.
+        sde: the forward SDE; by default ``VPSDE()``.
+        steps: training steps in all.
+        workdir: folder of the run; by default a new temporary one.
+        prediction: what the network predicts.
+        device: "auto", "cpu", "cuda" or "mps".
+        seed: of data order, times and noise.
+        quiet: print nothing.
+        training: other :class:`~sde_diffusion.training.loop.TrainingOptions`, such as ``batch_size``.
+
+    Raises:
+        InputError: on an option out of range, or a workdir of another run.
+    """
+    require(isinstance(net, nn.Module), "net", type(net).__name__, "a torch.nn.Module")
+    known = list(vars(TrainingOptions()))
+    for name, value in training.items():
+        if name not in known:
+            raise InputError(
+                f"{name}={value!r}: no such option of training{hint(name, known)} it has: {', '.join(known)}"
+            )
+    config = configuration.default_config()
+    config.seed, config.threads = seed, 0
+    config.network.name = GIVEN
+    config.denoiser.prediction = prediction
+    config.training = ConfigDict({**vars(TrainingOptions()), "num_steps": steps, **training})
+    if prediction == "eps":
+        config.loss.weighting.name = "simple"
+    if sde is not None:
+        merge(config, {"sde": describe_sde(sde)}, Path("sde"))
+    dataset = None if isinstance(data, str) else as_dataset(data)
+    config.data.name = data if isinstance(data, str) else GIVEN
+    folder = Path(tempfile.mkdtemp(prefix="sde-diffusion-")) if workdir is None else Path(workdir)
+    where = pick_device(device)
+    with one_writer(folder, "training"):
+        if is_run(folder):
+            _require_same(load_config(folder), config, folder)
+        train_run(folder, config, where, quiet, net=net, sde=sde, data=dataset)
+    return load_run(folder, config, where, net=net, sde=sde, data=dataset)
+
+
+def _require_same(stored: ConfigDict, config: ConfigDict, folder: Path) -> None:
+    """Refuse to go on training a run as something else than it is; its training options alone may change."""
+    changed = [key for key in differences(stored, config) if not key.startswith(("training.", "plugins"))]
+    expected = "a new folder, or that of a run with the same settings"
+    require(not changed, "workdir", str(folder), expected, f"it differs in {', '.join(changed[:3])}")

@@ -1,0 +1,109 @@
+"""Opening a run: its configuration, its newest whole checkpoint, its denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from sde_diffusion import config as configuration
+from sde_diffusion import plugins as plugin_files
+from sde_diffusion.data import Dataset
+from sde_diffusion.errors import require
+from sde_diffusion.runs.given import as_dataset
+from sde_diffusion.runs.run import Run
+from sde_diffusion.sdes import SDE
+from sde_diffusion.stored_config import load_config
+from sde_diffusion.training import checkpoints, shipped
+from sde_diffusion.training.settings import GIVEN, read_settings
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name; "auto" is the first of CUDA, MPS and the CPU that is there.
+
+    Raises:
+        InputError: if the device is not there.
+    """
+    if isinstance(name, torch.device):
+        return name
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    here = [kind for kind, there in available.items() if there]
+    require(name.partition(":")[0] in here, "device", name, f"one of {', '.join(here)} here")
+    return torch.device(name)
+
+
+def load_run(
+    workdir: Path,
+    config: ConfigDict,
+    device: torch.device,
+    *,
+    net: nn.Module | None = None,
+    sde: SDE | None = None,
+    data: Dataset | None = None,
+) -> Run:
+    """Load the newest whole checkpoint of a workdir, averaged weights.
+
+    Args:
+        config: of the run, with what a command changes in it.
+        net, sde, data: those that the run was given in Python.
+
+    Raises:
+        InputError: if there is none, or it does not fit the configuration.
+    """
+    found = checkpoints.read(workdir)
+    about = read_settings(workdir)["data"]
+    shape = tuple(about["shape"])
+    configuration.require_data_shape(config, shape)
+    for name, part in (("net", net), ("sde", sde)):
+        stored = config.network.name if name == "net" else config.sde.name
+        remedy = f"open it with sd.open_run(path, {name}=…), or register it in a plug-in and train with that"
+        require(part is not None or stored != GIVEN, name, GIVEN, f"the {name}, handed over in Python", remedy)
+    network = net if net is not None else configuration.build_network(config, shape)
+    checkpoints.fill(network, found.tensors["ema"], found.folder)
+    network = network.to(device).eval().requires_grad_(False)
+    denoiser, float32 = (
+        configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact), sde)
+        for exact in (False, True)
+    )
+    return Run(
+        workdir, config, device, denoiser, float32, shape, about.get("levels"), found.folder, found.step, found.digest,
+        data,
+    )  # fmt: skip
+
+
+def open_run(
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    plugins: Sequence[str | Path] = (),
+    net: nn.Module | None = None,
+    sde: SDE | None = None,
+    data: Dataset | Tensor | None = None,
+) -> Run:
+    """Open a run.
+
+    Args:
+        path: its workdir, or the name of one that comes with the package, which is unpacked to ``runs/NAME``.
+        device: "auto", "cpu", "cuda" or "mps".
+        plugins: files and modules of your own, imported first.
+        net: the network, for a run whose network was handed over in Python; its weights are filled in.
+        sde: the SDE, likewise.
+        data: the data, likewise.
+
+    Raises:
+        InputError: if there is no run, or it is damaged and has no copy that is whole.
+    """
+    given = [plugin_files.stored_name(str(name)) for name in plugins]
+    plugin_files.load(given)
+    workdir = Path(path)
+    if not workdir.exists() and str(path) in shipped.names():
+        workdir = Path("runs") / str(path)
+        shipped.unpack(str(path), workdir)
+    config = load_config(workdir, tuple(given))
+    dataset = None if data is None else as_dataset(data)
+    return load_run(workdir, config, pick_device(device), net=net, sde=sde, data=dataset)

@@ -1,0 +1,150 @@
+"""Drawing samples from a run, batch by batch, and the files that they are kept in."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers import Sampler
+from sde_diffusion.errors import require_int
+from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.files import provenance, write_atomically
+from sde_diffusion.ops import column
+from sde_diffusion.stored_config import chosen
+
+if TYPE_CHECKING:
+    from sde_diffusion.runs.run import Run
+    from sde_diffusion.sdes import SDE
+
+STRIP_ROWS, STRIP_COLUMNS = 8, 12
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples and what they cost.
+
+    Attributes:
+        x: samples in model space, (n, *), on the CPU.
+        nfe: counted evaluations of a sample, the mean.
+        seconds: of sampling.
+        strip: times and states (rows, *) of the first samples on their way, if they were asked for.
+        sampler: what drew them.
+        seed: of their noise.
+    """
+
+    x: Tensor
+    nfe: float
+    seconds: float
+    strip: list[tuple[float, Tensor]]
+    sampler: Sampler
+    seed: int
+
+
+class _Strip:
+    """States of the first samples on their way, at unit size at all noise levels."""
+
+    def __init__(self, sde: SDE) -> None:
+        self._sde = sde
+        self._seen: list[tuple[float, Tensor]] = []
+
+    def add(self, t: Tensor, x: Tensor) -> None:
+        now = t.reshape(-1)[:STRIP_ROWS].double()
+        scale = (self._sde.alpha(now) ** 2 + self._sde.sigma(now) ** 2).rsqrt()
+        self._seen.append((float(now[0]), x[:STRIP_ROWS].double().cpu() * column(scale.cpu(), x)))
+
+    def chosen(self) -> list[tuple[float, Tensor]]:
+        """Return as many of them as a strip has columns, evenly spread."""
+        last = max(len(self._seen) - 1, 0)
+        picked = torch.linspace(0, last, min(STRIP_COLUMNS, len(self._seen))).round().long().tolist()
+        return [self._seen[i] for i in picked]
+
+
+def draw(
+    run: Run,
+    sampler: Sampler,
+    n: int,
+    *,
+    batch_size: int,
+    seed: int,
+    quiet: bool = False,
+    trajectory: bool = False,
+    first_index: int = 0,
+    float32: bool = False,
+) -> Drawn:
+    """Draw ``n`` samples of a seed in batches, with a progress bar over solver steps.
+
+    Args:
+        trajectory: keep the first samples' states on their way.
+        first_index: number of the first sample.
+        float32: with the network in float32, whatever the configuration says.
+    """
+    from tqdm import tqdm
+
+    require_int("n", n, 1)
+    require_int("batch_size", batch_size, 1)
+    denoiser = run.float32 if float32 else run.denoiser
+    parts: list[Tensor] = []
+    nfe: list[Tensor] = []
+    strip = _Strip(denoiser.sde)
+    steps = sampler.num_steps if hasattr(sampler, "num_steps") else None
+    total = steps * -(-n // batch_size) if steps else None
+    seconds = 0.0
+    with tqdm(total=total, unit="step", disable=quiet, desc="sample", leave=False) as progress:
+        for first in range(0, n, batch_size):
+
+            def see(step: int, t: Tensor, x: Tensor, first: int = first) -> None:
+                progress.update(int(step > 0))
+                if trajectory and first == 0:
+                    strip.add(t, x)
+
+            start = time.perf_counter()
+            shape = (min(batch_size, n - first), *run.shape)
+            result = sampler.draw(
+                denoiser, shape, seed, first_index=first_index + first, device=run.device, callback=see
+            )
+            parts.append(result.x.cpu())
+            seconds += time.perf_counter() - start
+            nfe.append(result.nfe_per_sample.cpu())
+    mean = float(torch.cat(nfe).double().mean())
+    return Drawn(torch.cat(parts), mean, seconds, strip.chosen(), sampler, seed)
+
+
+def save_arrays(path: Path, x: Tensor, facts: dict[str, Any]) -> None:
+    """Write samples and their provenance as ``.npz``: arrays ``x`` and ``provenance`` (a JSON text)."""
+    write_atomically(path, lambda p: np.savez_compressed(p, x=x.numpy(), provenance=json.dumps(facts)))
+
+
+def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
+    """Write samples to ``samples/`` of a run as arrays and as a grid, and if there is one, the strip of their way.
+
+    Args:
+        name: of the sampler, as the files are to be called.
+    """
+    facts = provenance(
+        run.device,
+        seed=drawn.seed,
+        checkpoint=str(run.checkpoint),
+        step=run.step,
+        sampler=repr(drawn.sampler),
+        nfe=drawn.nfe,
+        seconds=round(drawn.seconds, 3),
+        dtype=run.dtype,
+        config=chosen(run.config),
+    )
+    steps = f"_{drawn.sampler.num_steps}" if hasattr(drawn.sampler, "num_steps") else ""
+    stem = run.workdir / "samples" / f"{name}{steps}_seed{drawn.seed}"
+    written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".png", "_trajectory.png")]
+    save_arrays(written[0], drawn.x, facts)
+    save_grid(written[1], drawn.x)
+    if not drawn.strip:
+        return written[:2]
+    times, states = zip(*drawn.strip, strict=True)
+    save_strip(written[2], states, times)
+    return written

@@ -1,0 +1,270 @@
+"""Sweeps of a run: every sampler at every cost from the same noise, measured against held-out images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import samplers
+from samplers import Sampler
+from sde_diffusion.data import Dataset
+from sde_diffusion.errors import require
+from sde_diffusion.evaluation.curves import as_csv, points
+from sde_diffusion.evaluation.figures import save_sweep
+from sde_diffusion.evaluation.metrics import (
+    Extractor,
+    Features,
+    content_hash,
+    measure,
+    reference_features,
+    require_enough,
+)
+from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.evaluation.sweep import (
+    PICTURES,
+    RECORD,
+    TRAJECTORY,
+    Batch,
+    Row,
+    Setting,
+    batches,
+    join_batches,
+    picture_of,
+    read_rows,
+    sweep,
+)
+from sde_diffusion.files import discard, provenance, write_atomically
+from sde_diffusion.locks import one_writer
+from sde_diffusion.runs.sample import STRIP_ROWS, draw
+
+if TYPE_CHECKING:
+    from sde_diffusion.runs.run import Run
+
+EXTRACTOR_OF = {"digits": "digits", "fashion_mnist": "fashion"}
+"""Built-in extractors by data set; all others take torch-fidelity's Inception."""
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+"""Of the probability-flow solution that deterministic samplers are held against."""
+NUM_EXACT = 64
+NUM_SHOWN = 16
+"""Samples of a run that are kept as a picture."""
+SWEPT = {"num_steps": ("num_steps",), "tolerance": ("rtol", "atol")}
+"""Options of a sampler that a setting fixes."""
+
+Hook = Callable[[Setting, Sampler, Tensor], dict[str, float]]
+"""Called with the samples of each new row; returns metrics to keep beside the others."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How many samples a sweep draws, and what they are compared with.
+
+    Attributes:
+        num_samples: samples of each row.
+        batch_size: samples at a time; does not change them.
+        split: "test" or "train", of the run's data set.
+        extractor: name of the feature network; by default that of the data set.
+        weights: file of its weights, where it has no built-in ones.
+        kid_subset: images of a KID subset; 0: 1,000, or half of those there are.
+    """
+
+    num_samples: int = 1000
+    batch_size: int = 250
+    split: str = "test"
+    extractor: str = ""
+    weights: Path | None = None
+    kid_subset: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.split in ("test", "train"), "split", self.split, "'test' or 'train'")
+
+
+def pictures(dataset: Dataset, x: Tensor) -> Tensor:
+    """Return samples as the data set's own grey levels would look: uint8 (N, C, H, W), 0 … 255."""
+    return dataset.to_uint8(dataset.scale(dataset.unscale(x.float())))
+
+
+def load_reference(dataset: Dataset, options: SweepOptions, device: torch.device) -> tuple[Extractor, Features, str]:
+    """Return the feature network for a data set, the features of its split, and the hash of that split's images.
+
+    Raises:
+        InputError: if the data have no such network, being vectors; if its weights cannot be had; if the samples are
+            too few for a metric.
+    """
+    require(dataset.levels is not None, "data.name", dataset.name, "pictures", "vectors have no feature network")
+    name = options.extractor or EXTRACTOR_OF.get(dataset.name, "inception-v3-compat")
+    extractor = Extractor(name, device, options.weights)
+    real = dataset.to_uint8(dataset.scale(getattr(dataset, options.split)))
+    reference = reference_features(extractor, real)
+    require_enough("reference", len(real), reference, options.kid_subset)
+    require_enough("num_samples", options.num_samples, reference, options.kid_subset)
+    return extractor, reference, content_hash(real)
+
+
+def sampler_of(run: Run, setting: Setting) -> Sampler:
+    """Return the sampler of a setting, with the options that the run's configuration has for it."""
+    value: Any = int(setting.value) if setting.option == "num_steps" else setting.value
+    return run.sampler(setting.sampler, **dict.fromkeys(SWEPT[setting.option], value))
+
+
+class _Sweep:
+    """What the rows of one sweep have in common."""
+
+    def __init__(self, run: Run, options: SweepOptions, plan: Sequence[Setting], quiet: bool, hook: Hook | None):
+        self.run, self.options, self.quiet, self.hook = run, options, quiet, hook
+        self.extractor, self.reference, self.digest = load_reference(run.dataset, options, run.device)
+        self.metric = self.extractor.metric
+        # The last of each sampler, which is the longest, is shown on its way from noise to image.
+        self.strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}
+        self.exact = cache(self._exact)
+
+    def options_of(self, setting: Setting) -> Row:
+        """Return the options of a sampler that its setting does not fix."""
+        return {k: v for k, v in asdict(sampler_of(self.run, setting)).items() if k not in SWEPT[setting.option]}
+
+    @property
+    def key(self) -> Row:
+        """What rows must have in common to be compared."""
+        return {
+            "metric": self.metric,
+            "extractor": self.extractor.digest,
+            "reference": f"{self.run.dataset.name} {self.options.split} {self.digest}",
+            "num_samples": self.options.num_samples,
+            "kid_subset": self.options.kid_subset,
+            "checkpoint": self.run.digest,
+            "dtype": self.run.dtype,
+        }
+
+    @cached_property
+    def training_images(self) -> dict[str, float] | None:
+        """The metrics of as many training images, the mark to reach; None if they are the reference."""
+        if self.options.split == "train":
+            return None
+        data = self.run.dataset
+        seen = data.to_uint8(data.scale(data.train[: self.options.num_samples]))
+        return measure(self.extractor(seen), self.reference, self.metric, self.options.kid_subset)
+
+    def _exact(self, seed: int) -> Tensor:
+        """The probability-flow solution from the noise of a seed, tightly solved."""
+        solver = samplers.build("probability_flow", **EXACT)
+        count = min(NUM_EXACT, self.options.num_samples)
+        return draw(self.run, solver, count, batch_size=count, seed=seed, quiet=True, float32=True).x
+
+    def batch(self, setting: Setting, first: int, last: int) -> Batch:
+        """Draw samples ``first`` … ``last − 1`` of a row; keep their features, and what is shown of them."""
+        count, sampler = last - first, sampler_of(self.run, setting)
+        part = draw(self.run, sampler, count, batch_size=count, seed=setting.seed, quiet=self.quiet, first_index=first)
+        start = time.perf_counter()
+        features = self.extractor(pictures(self.run.dataset, part.x))
+        kept = max(max(NUM_EXACT, NUM_SHOWN) - first, 0)
+        x = part.x if self.hook else part.x[:kept].clone()  # not a view, which would keep them all
+        return Batch(features, x, part.nfe, part.seconds, time.perf_counter() - start)
+
+    def row(self, setting: Setting, stem: str, on_batch: Callable[[], object]) -> Row:
+        """Draw and measure one row."""
+        size, sampler = self.options.num_samples, sampler_of(self.run, setting)
+        folder = self.run.workdir / PICTURES
+        parts = []
+        for part in batches(folder / stem, size, self.options.batch_size, lambda i, j: self.batch(setting, i, j)):
+            parts.append(part)
+            on_batch()
+        whole = join_batches(parts)
+        start = time.perf_counter()
+        found = measure(whole.features, self.reference, self.metric, self.options.kid_subset)
+        metric_seconds = whole.metric_seconds + time.perf_counter() - start
+        if self.hook is not None:
+            found |= self.hook(setting, sampler, whole.x)
+        save_grid(folder / f"{stem}.png", whole.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
+        if setting == self.strips[setting.sampler]:
+            self._save_strip(setting, folder / f"{stem}{TRAJECTORY}.png")
+        return {
+            "nfe": whole.nfe,
+            "seconds": round(whole.seconds, 4),
+            "images_per_second": size / whole.seconds,
+            "metric_seconds": round(metric_seconds, 4),
+            "solver_error": self._solver_error(setting, sampler, whole.x),
+            "metrics": found,
+            "training_images": self.training_images,
+            "provenance": provenance(self.run.device, step=self.run.step, weights="ema"),
+        }
+
+    def _solver_error(self, setting: Setting, sampler: Sampler, x: Tensor) -> float | None:
+        """Return the mean squared distance to the exact flow; a flow that is clipped has kinks: no solver is tight."""
+        if sampler.stochastic or sampler.clip:
+            return None
+        target = self.exact(setting.seed)
+        return float((x[: len(target)] - target).square().mean())
+
+    def _save_strip(self, setting: Setting, path: Path) -> None:
+        """Draw a few again, and not along with the others, which are being timed, and show them on their way."""
+        few = draw(
+            self.run,
+            sampler_of(self.run, setting),
+            STRIP_ROWS,
+            batch_size=STRIP_ROWS,
+            seed=setting.seed,
+            quiet=True,
+            trajectory=True,
+        )
+        times, states = zip(*few.strip, strict=True)
+        save_strip(path, states, times)
+
+
+def line_of(row: Row) -> str:
+    """Return a row as a line for the person at the terminal."""
+    name, found = row["metric"], row["metrics"]
+    setting = f"{row['sampler']:18} {row['option']}={row['value']:<6g} seed {row['seed']}"
+    result = f"{name} {found[name]:.4g} ± {found[f'{name} error']:.2g}"
+    return f"{setting}  NFE {row['nfe']:6.1f}  {row['seconds']:7.1f} s  {result}"
+
+
+def sweep_run(
+    run: Run, plan: Sequence[Setting], options: SweepOptions, quiet: bool = False, hook: Hook | None = None
+) -> list[Row]:
+    """Run a sweep; write ``benchmark.jsonl`` (as it goes), its table and figure, and pictures of samples.
+
+    Returns:
+        The rows of the plan.
+
+    Raises:
+        InputError: if a sampler cannot be built, or there are too few samples for a metric.
+    """
+    for setting in plan:  # refuse what cannot be built before anything is computed
+        sampler_of(run, setting)
+    with one_writer(run.workdir, "benchmark"):
+        recorded = read_rows(run.workdir / RECORD)
+        swept = _Sweep(run, options, plan, quiet, hook)
+        rows = _go(swept, plan, recorded)
+        write_atomically(run.workdir / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
+        seen = rows[0]["training_images"]
+        mark = seen and seen[swept.metric]
+        save_sweep(run.workdir / "benchmark.png", points(rows), swept.metric, mark=mark)
+    return rows
+
+
+def _go(swept: _Sweep, plan: Sequence[Setting], recorded: Sequence[Row]) -> list[Row]:
+    """Run what of the plan is not recorded, under a progress bar over batches."""
+    from tqdm import tqdm
+
+    workdir = swept.run.workdir
+    batches_each = -(-swept.options.num_samples // swept.options.batch_size)
+    with tqdm(total=batches_each * len(plan), unit="batch", disable=swept.quiet, desc="benchmark") as progress:
+
+        def one(setting: Setting, stem: str) -> Row:
+            progress.set_postfix_str(f"{setting.sampler} {setting.option}={setting.value:g} seed {setting.seed}")
+            return swept.row(setting, stem, progress.update)
+
+        def show(row: Row, new: bool) -> None:
+            discard(workdir / PICTURES / picture_of(row))  # its batches: the row has them now
+            if not new:
+                progress.update(batches_each)
+            elif not swept.quiet:
+                progress.write(line_of(row))
+
+        return sweep(workdir / RECORD, recorded, plan, swept.key, swept.options_of, one, show)
