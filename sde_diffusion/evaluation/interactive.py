@@ -65,6 +65,75 @@ def _layout(figure: Any, x: str, y: str, height: int = 480) -> None:
     )
 
 
+class _SweepData:
+    """What a figure of a sweep shows of each metric.
+
+    Args:
+        rows: of one measurement.
+        cost: "nfe" or "seconds".
+    """
+
+    def __init__(self, rows: Sequence[Row], cost: str) -> None:
+        self.cost, self.names = cost, metric_names(rows)
+        self.curves = {metric: by_curve(points(rows, metric)) for metric in self.names}
+        shown = {metric: [p.metric for own in self.curves[metric].values() for p in own] for metric in self.names}
+        self._finite = {metric: [v for v in shown[metric] if math.isfinite(v)] for metric in self.names}
+        self.kinds = {metric: _axis_type(self._finite[metric]) for metric in self.names}
+        self.marks: dict[str, float] = rows[0].get("training_images") or {}
+
+    def costs(self, own: Sequence[Point]) -> list[float]:
+        return [p.nfe if self.cost == "nfe" else p.seconds for p in own]
+
+    def ordered(self, metric: str, curve: str) -> list[Point]:
+        own = self.curves[metric][curve]
+        return [p for _, p in sorted(zip(self.costs(own), own, strict=True), key=lambda pair: pair[0])]
+
+    def _band(self, metric: str, own: list[Point]) -> list[float]:
+        """Return the upper ends of the 95 % intervals there, and the lower ones back."""
+        lowest = min(self._finite[metric], default=0.0) / 4.0
+        floor = lowest if self.kinds[metric] == "log" else -math.inf  # a log axis has no 0
+        low, high = zip(*(p.interval for p in own), strict=True)
+        return [*high, *(max(value, floor) for value in reversed(low))]
+
+    def traces(self, metric: str) -> dict[str, list[Any]]:
+        """Return heights and texts of all lines, in the order in which the figure has them."""
+        y: list[Any] = []
+        text: list[Any] = []
+        for curve in self.curves[metric]:
+            own = self.ordered(metric, curve)
+            y += [self._band(metric, own), [p.metric for p in own]]
+            text += [None, [_hover(p, metric) for p in own]]
+        if self.marks:
+            mark = self.marks.get(metric, math.nan)
+            y.append([mark] * 2)
+            text.append([f"training images: {metric} {mark:.4g}"] * 2)
+        return {"y": y, "text": text}
+
+    def axis(self, metric: str) -> dict[str, Any]:
+        """Return the layout of the vertical axis."""
+        kind = self.kinds[metric]
+        ticks = {f"yaxis.{key}": value for key, value in _ticks(kind).items()}
+        return {"yaxis.title.text": metric, "yaxis.type": kind, "yaxis.autorange": True, **ticks}
+
+
+def _add_curve(figure: Any, i: int, curve: str, x: list[float], band: list[float], y: list[float], text: Any) -> None:
+    """Draw number ``i`` of a figure's curves, and its band under it."""
+    colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[(i // len(COLOURS) + i) % len(SYMBOLS)]
+    shared = {"legendgroup": curve, "name": curve}
+    area = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}}
+    figure.add_scatter(x=[*x, *reversed(x)], y=band, mode="lines", hoverinfo="skip", showlegend=False, **area, **shared)
+    figure.add_scatter(
+        x=x,
+        y=y,
+        text=text,
+        hovertemplate="%{text}<extra></extra>",
+        mode="lines+markers",
+        line={"color": colour, "width": 2},
+        marker={"size": 7, "symbol": symbol},
+        **shared,
+    )
+
+
 def sweep_figure(rows: Sequence[Row], cost: str) -> Any:
     """Return an interactive figure of the metrics over their cost, a curve and its 95 % band for each sampler.
 
@@ -74,88 +143,28 @@ def sweep_figure(rows: Sequence[Row], cost: str) -> Any:
     """
     from plotly import graph_objects as go
 
-    names = metric_names(rows)
-    curves = {metric: by_curve(points(rows, metric)) for metric in names}
-    shown = {metric: [p.metric for own in curves[metric].values() for p in own] for metric in names}
-    finite = {metric: [v for v in shown[metric] if math.isfinite(v)] for metric in names}
-    kinds = {metric: _axis_type(finite[metric]) for metric in names}
-    marks = rows[0].get("training_images") or {}
-
-    def ordered(metric: str, curve: str) -> list[Point]:
-        return sorted(curves[metric][curve], key=lambda p: float(getattr(p, cost)))
-
-    def band(metric: str, own: list[Point]) -> list[float]:
-        floor = min(finite[metric], default=0.0) / 4.0 if kinds[metric] == "log" else -math.inf  # a log axis has no 0
-        low, high = zip(*(p.interval for p in own), strict=True)
-        return [*high, *(max(value, floor) for value in reversed(low))]
-
-    def data(metric: str) -> dict[str, list[Any]]:
-        y: list[Any] = []
-        text: list[Any] = []
-        for curve in curves[metric]:
-            own = ordered(metric, curve)
-            y += [band(metric, own), [p.metric for p in own]]
-            text += [None, [_hover(p, metric) for p in own]]
-        if marks:
-            mark = marks.get(metric, math.nan)
-            y.append([mark] * 2)
-            text.append([f"training images: {metric} {mark:.4g}"] * 2)
-        return {"y": y, "text": text}
-
-    def layout(metric: str) -> dict[str, Any]:
-        kind = kinds[metric]
-        ticks = {f"yaxis.{key}": value for key, value in _ticks(kind).items()}
-        return {"yaxis.title.text": metric, "yaxis.type": kind, "yaxis.autorange": True, **ticks}
-
-    figure, first = go.Figure(), data(names[0])
-    for i, curve in enumerate(curves[names[0]]):
-        x = [getattr(p, cost) for p in ordered(names[0], curve)]
-        colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[(i // len(COLOURS) + i) % len(SYMBOLS)]
-        shared = {"legendgroup": curve, "name": curve}
-        figure.add_scatter(
-            x=[*x, *reversed(x)],
-            y=first["y"][2 * i],
-            fill="toself",
-            fillcolor=colour,
-            opacity=0.15,
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            **shared,
-        )
-        figure.add_scatter(
-            x=x,
-            y=first["y"][2 * i + 1],
-            text=first["text"][2 * i + 1],
-            hovertemplate="%{text}<extra></extra>",
-            mode="lines+markers",
-            line={"color": colour, "width": 2},
-            marker={"size": 7, "symbol": symbol},
-            **shared,
-        )
-    if marks:
-        costs = [getattr(p, cost) for own in curves[names[0]].values() for p in own]
+    shown = _SweepData(rows, cost)
+    first = shown.names[0]
+    figure, traces = go.Figure(), shown.traces(first)
+    for i, curve in enumerate(shown.curves[first]):
+        x = shown.costs(shown.ordered(first, curve))
+        band, y = traces["y"][2 * i : 2 * i + 2]
+        _add_curve(figure, i, curve, x, band, y, traces["text"][2 * i + 1])
+    if shown.marks:
+        costs = [x for own in shown.curves[first].values() for x in shown.costs(own)]
         figure.add_scatter(
             x=[min(costs), max(costs)],
-            y=first["y"][-1],
-            text=first["text"][-1],
+            y=traces["y"][-1],
+            text=traces["text"][-1],
             hovertemplate="%{text}<extra></extra>",
             mode="lines",
             line={"color": "#777", "width": 1.5, "dash": "dash"},
             name="training images",
         )
-    _layout(figure, COSTS[cost], names[0])
+    _layout(figure, COSTS[cost], first)
     figure.update_xaxes(type="log", **_ticks("log"))
-    figure.update_yaxes(type=kinds[names[0]], **_ticks(kinds[names[0]]))
-    buttons = [
-        {
-            "label": metric,
-            "method": "update",
-            "args": [data(metric), layout(metric)],
-        }
-        for metric in names
-    ]
+    figure.update_yaxes(type=shown.kinds[first], **_ticks(shown.kinds[first]))
+    buttons = [{"label": m, "method": "update", "args": [shown.traces(m), shown.axis(m)]} for m in shown.names]
     place = {"x": 0.0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "direction": "down", "showactive": True}
     figure.update_layout(updatemenus=[{"buttons": buttons, **place}])
     return figure

@@ -160,40 +160,17 @@ def train(
     """
     from tqdm import tqdm
 
-    device = next(state.network.parameters()).device
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
     progress = tqdm(total=options.num_steps, initial=state.step, unit="step", disable=quiet, desc="train")
     state.network.train()
     try:
         while state.step < options.num_steps:
-            step = state.step
-            torch.manual_seed(seed * 1_000_003 + step)  # dropout
-            first = step * options.batch_size
-            # Streams of training and of sampling under one seed are kept apart by the offset.
-            noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
-            x0 = batch(step, noise)
-            if device.type == "cuda":
-                x0 = x0.pin_memory()  # so that the copy does not wait for the device
-            x0 = x0.to(device, non_blocking=True)
-            losses, _ = loss(denoiser, x0, noise)
-            value = losses.mean()
-            state.optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            if options.grad_clip:
-                nn.utils.clip_grad_norm_(state.network.parameters(), options.grad_clip)
-            for group in state.optimizer.param_groups:
-                group["lr"] = options.rate(step)
-            state.optimizer.step()
-            state.ema.update(state.network)
-            state.step = step + 1
-            recent.append(value.detach())
-
-            last = state.step == options.num_steps
-            save = last or state.step % options.checkpoint_every == 0
+            recent.append(_step(denoiser, state, loss, batch, options, seed))
+            save = state.step == options.num_steps or state.step % options.checkpoint_every == 0
             if save or state.step % options.log_every == 0:
                 mean = _mean_loss(recent, state.step, workdir)
-                log.write(state.step, {"loss": mean, "learning_rate": options.rate(step)})
+                log.write(state.step, {"loss": mean, "learning_rate": options.rate(state.step - 1)})
                 progress.update(len(recent))
                 progress.set_postfix(loss=f"{mean:.4f}")
                 recent.clear()
@@ -202,6 +179,37 @@ def train(
     finally:
         progress.close()
         log.close()
+
+
+def _step(
+    denoiser: Denoiser,
+    state: TrainingState,
+    loss: DenoisingScoreMatching,
+    batch: BatchFn,
+    options: TrainingOptions,
+    seed: int,
+) -> Tensor:
+    """Take one step; returns its loss, which is not looked at here, so that the host does not wait for it."""
+    step, device = state.step, next(state.network.parameters()).device
+    torch.manual_seed(seed * 1_000_003 + step)  # dropout
+    first = step * options.batch_size
+    # Streams of training and of sampling under one seed are kept apart by the offset.
+    noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
+    x0 = batch(step, noise)
+    if device.type == "cuda":
+        x0 = x0.pin_memory()  # so that the copy does not wait for the device
+    losses, _ = loss(denoiser, x0.to(device, non_blocking=True), noise)
+    value = losses.mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    value.backward()  # type: ignore[no-untyped-call]
+    if options.grad_clip:
+        nn.utils.clip_grad_norm_(state.network.parameters(), options.grad_clip)
+    for group in state.optimizer.param_groups:
+        group["lr"] = options.rate(step)
+    state.optimizer.step()
+    state.ema.update(state.network)
+    state.step = step + 1
+    return value.detach()
 
 
 def _mean_loss(recent: list[Tensor], step: int, workdir: Path) -> float:
