@@ -18,8 +18,8 @@ from sde_diffusion.commands.main import main
 from sde_diffusion.commands.sample import load_run
 from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.networks import NETWORKS, winograd
+from sde_diffusion.networks.blocks import Attention
 from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
-from sde_diffusion.networks.layers import Attention
 from tests.test_commands import refused, trained
 from tests.test_networks import LABELS, SMALL, awake, inputs
 
