@@ -175,7 +175,7 @@ class ScoreSDE(Loader):
         if config is None:
             raise InputError(
                 f"{path}: has weights but no architecture in it; give the configuration it was trained with, "
-                f"--config=configs/ve/cifar10_ncsnpp.py or another, or put {beside.name} beside it"
+                f"--config=configs/cifar10.py:ve-ncsnpp or another, or put {beside.name} beside it"
             )
         name, prediction = config["network"]["name"], config["denoiser"]["prediction"]
         with torch.device("meta"):
