@@ -5,7 +5,7 @@
 Both train for as many minutes on all cores, one after the other, from random weights; a pilot tells how many steps fit.
 Theirs is the loop of their documentation's example around a UNet2DModel of 1.11M parameters (channels 32, 64, 64), with
 well-chosen settings: batch 64, AdamW at 1e-3 with warm-up and cosine decay, clipping at 1, averaged weights with decay
-0.9995, no flips. Ours is `sde-diffusion train` with `configs/vp/fashion_mnist.py` and the same channels; two more
+0.9995, no flips. Ours is `sde-diffusion train` with `configs/fashion_mnist.py` and the same channels; two more
 blocks at 7×7 make it 1.19M parameters. It is swept by `sde-diffusion benchmark`, theirs drawn by their own schedulers,
 whose clipping and spacing of times it needs; at 20 and at 50 evaluations the best of each counts.
 
@@ -32,7 +32,7 @@ from sde_diffusion.evaluation.metrics import Extractor, join, measure, reference
 from sde_diffusion.evaluation.sweep import RECORD, Row, read_rows
 from sde_diffusion.files import provenance, read_json, write_json
 
-CONFIG = Path(__file__).parent.parent / "configs/vp/fashion_mnist.py"
+CONFIG = Path(__file__).parent.parent / "configs/fashion_mnist.py"
 BUDGETS = (20, 50)
 SWEEPS = {"heun": "10,25", "ddim": "20,50", "ancestral": "20,50"}
 """Our samplers and their numbers of steps; n steps of Heun's method are 2n − 1 evaluations."""

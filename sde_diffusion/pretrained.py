@@ -99,7 +99,7 @@ def load_pretrained(
     Args:
         path: a checkpoint of score_sde_pytorch, a folder of diffusers, a workdir of ours, or the name of a run that
             comes with the package, "fashion_mnist".
-        config: a configuration, or a file with one such as ``configs/ve/cifar10_ncsnpp.py``, that describes the
+        config: a configuration, or a file with one such as ``configs/cifar10.py:ve-ncsnpp``, that describes the
             network, for a checkpoint that has no description with it.
         averaged: take the averaged weights; else those in training.
         device: where to put the network.

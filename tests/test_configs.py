@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,51 +10,50 @@ import torch
 
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
+from sde_diffusion.errors import InputError
 from sde_diffusion.stored_config import differences
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
-
-
-def name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
-
-
-CHAINS = {"vp": "ddpm"}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+VARIANTS = {path: runpy.run_path(str(path)).get("VARIANTS", []) for path in sorted(CONFIGS.rglob("*.py"))}
+NAMES = [
+    name for path, variants in VARIANTS.items() for name in ([f"{path.name}:{v}" for v in variants] or [path.name])
+]
+CHAINS = {"vp-ddpm": "ddpm"}
 PARAMETERS = {
-    "vp/cifar10_ddpm": 35_218_947,
-    "vp/cifar10_ddpmpp": 61_804_419,
-    "vp/cifar10_ddpmpp_deep": 106_632_579,
-    "vp/cifar10_ncsnpp": 62_693_251,
-    "vp/cifar10_ncsnpp_deep": 107_521_411,
-    "subvp/cifar10_ddpm": 35_218_947,
-    "subvp/cifar10_ddpmpp": 61_804_419,
-    "subvp/cifar10_ddpmpp_deep": 106_632_579,
-    "subvp/cifar10_ncsnpp": 62_693_251,
-    "subvp/cifar10_ncsnpp_deep": 107_521_411,
-    "ve/cifar10_ddpm": 35_218_947,
-    "ve/cifar10_ncsnpp": 62_758_787,
-    "ve/cifar10_ncsnpp_deep": 107_586_947,
+    "vp-ddpm": 35_218_947,
+    "vp-ddpmpp": 61_804_419,
+    "vp-ddpmpp-deep": 106_632_579,
+    "vp-ncsnpp": 62_693_251,
+    "vp-ncsnpp-deep": 107_521_411,
+    "subvp-ddpm": 35_218_947,
+    "subvp-ddpmpp": 61_804_419,
+    "subvp-ddpmpp-deep": 106_632_579,
+    "subvp-ncsnpp": 62_693_251,
+    "subvp-ncsnpp-deep": 107_521_411,
+    "ve-ddpm": 35_218_947,
+    "ve-ncsnpp": 62_758_787,
+    "ve-ncsnpp-deep": 107_586_947,
 }
 """Trained parameters of the papers' networks, counted in their authors' code; Fourier features add 128 frozen ones."""
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
-def test_config_builds(path: Path) -> None:
-    config = config_file(str(path))
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds(name: str) -> None:
+    config, variant = config_file(f"{CONFIGS}/{name}"), name.partition(":")[2]
     with torch.device("meta"):
         network = configuration.build_network(config)
     denoiser = configuration.build_denoiser(config, network)
     loss = configuration.build_loss(config)
     configuration.build_sampler(config)
     options = configuration.build_training(config)
-    assert config.sde.name in (path.parent.name, "vp", CHAINS.get(path.parent.name))
+    assert config.sde.name == CHAINS.get(variant, variant.partition("-")[0] or "vp")
     assert differences(config, configuration.default_config())
     if config.data.name != "cifar10":
         return
-    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name_of(path)]
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[variant]
     assert sum(b.numel() for b in network.buffers()) == (128 if config.network.ncsnpp.embedding == "fourier" else 0)
     assert (options.batch_size, options.learning_rate, options.warmup_steps) == (128, 2e-4, 5000)
-    assert options.ema_decay == (0.999 if path.parent.name == "ve" else 0.9999)
+    assert options.ema_decay == (0.999 if config.sde.name == "ve" else 0.9999)
     assert options.rate(options.num_steps - 1) == 2e-4
     if config.loss.times.name == "discrete":  # trained at times, and labels, that it will be asked for
         t, _ = loss.times(denoiser.sde, (torch.arange(1000).double() + 0.5) / 1000)
@@ -65,10 +65,41 @@ def test_config_builds(path: Path) -> None:
 
 
 def test_every_network_of_the_papers_is_counted() -> None:
-    assert {name for name in map(name_of, CONFIGS) if "cifar10" in name} == PARAMETERS.keys()
+    assert set(VARIANTS[CONFIGS / "cifar10.py"]) == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize(("file", "default"), [("cifar10.py", "vp-ddpmpp"), ("digits.py", "ddpm")])
+def test_a_file_without_a_variant_is_its_first_choice(file: str, default: str) -> None:
+    plain, chosen = config_file(f"{CONFIGS}/{file}"), config_file(f"{CONFIGS}/{file}:{default}")
+    assert differences(plain, chosen) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10.py:ve-ddpmpp", "variant='ve-ddpmpp': expected one of vp-ddpm, vp-ddpmpp, vp-ddpmpp-deep"),
+        ("digits.py:", "variant='': expected one of ddpm, subvp, ve"),
+        ("fashion_mnist.py:deep", "cannot be read: TypeError: get_config()"),
+        ("nowhere.py:deep", "expected an existing Python file with a function get_config()"),
+        ("nowhere.py", "FILE.py or FILE.py:VARIANT"),
+    ],
+)
+def test_bad_variants_are_one_line(name: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config_file(f"{CONFIGS}/{name}")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_drive_letter_is_no_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same spelling on any system: a folder "C:" stands for the drive."""
+    (tmp_path / "C:").mkdir()
+    (tmp_path / "C:" / "digits.py").write_bytes((CONFIGS / "digits.py").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert config_file("C:/digits.py").sde.name == "ddpm"
+    assert config_file("C:/digits.py:subvp").sde.name == "subvp"
 
 
 def test_fashion_network_is_small_enough_for_a_cpu() -> None:
-    path = next(p for p in CONFIGS if p.stem == "fashion_mnist")
-    network = configuration.build_network(config_file(str(path)))
+    network = configuration.build_network(config_file(f"{CONFIGS}/fashion_mnist.py"))
     assert 0.5e6 < sum(p.numel() for p in network.parameters()) < 1.0e6

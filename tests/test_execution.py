@@ -17,8 +17,8 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.networks import NETWORKS, winograd
+from sde_diffusion.networks.blocks import Attention
 from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
-from sde_diffusion.networks.layers import Attention
 from sde_diffusion.runs.open import load_run
 from sde_diffusion.stored_config import load_config
 from tests.test_commands import refused, trained

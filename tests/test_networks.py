@@ -10,9 +10,10 @@ import samplers
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import MLP, NETWORKS, UNet
+from sde_diffusion.networks.blocks import Attention, Style
 from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
-from sde_diffusion.networks.layers import ConvDouble, GroupNorm, fir_blur, fir_double, fir_halve
-from sde_diffusion.networks.skip_unet import ConvHalve
+from sde_diffusion.networks.layers import GroupNorm
+from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, fir_blur, fir_double, fir_halve
 from sde_diffusion.sdes import VPSDE
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -150,6 +151,49 @@ def test_parameter_counts_follow_from_the_architecture() -> None:
     net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=(1,), attention=())
     assert count(net) == time + down + 2 * block(2 * c, 2 * c) + attention + up + ends
     assert count(UNet((1, 8, 8), channels=c, num_blocks=(1,), attention=(4,))) == count(net) + 2 * attention
+
+
+def test_attention_is_one_function_with_matrices_or_convolutions() -> None:
+    """One head of all channels; the weights of one form are those of the other in another shape."""
+    layers = awake(Attention(12, Style(code_width=4)))
+    matrices = Attention(12, Style(code_width=4, dense=True))
+    weights = layers.state_dict()
+    matrices.load_state_dict({key: w.flatten(1) if w.dim() == 4 else w for key, w in weights.items()})
+    x = torch.randn(2, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(matrices(x), layers(x))
+
+
+BLOCK = {
+    "norm_in": (8,),
+    "conv_in": (16, 8, 3, 3),
+    "code": (16, 32),
+    "norm_out": (16,),
+    "conv_out": (16, 16, 3, 3),
+    "skip": (16, 8, 1, 1),
+}
+LAYOUTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "unet": {"attention.norm": (16,), "attention.qkv": (48, 16, 1, 1), "attention.out": (16, 16, 1, 1)},
+    "ddpmpp": {"attention.norm": (16,), "attention.qkv": (48, 16, 1, 1), "attention.out": (16, 16, 1, 1)},
+    "unet2d": {"norm": (16,), "qkv": (48, 16), "out": (16, 16)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "attention"),
+    [
+        ("unet", "down.1.", "down.1."),
+        ("ddpmpp", "down.2.", "down.2."),
+        ("unet2d", "down.1.blocks.0.", "down.1.attention.0."),
+    ],
+)
+def test_checkpoints_keep_their_names_and_shapes(name: str, block: str, attention: str) -> None:
+    """A run that was trained before can be read and trained on: optimisers go by the order of the parameters too."""
+    state = NETWORKS.build(name, **SMALL[name]).state_dict()
+    expected = {block + key: shape for key, shape in BLOCK.items()}
+    expected |= {attention + key: shape for key, shape in LAYOUTS[name].items()}
+    found = {key.removesuffix(".weight"): tuple(w.shape) for key, w in state.items() if key.endswith(".weight")}
+    own = {key: shape for key, shape in found.items() if key.startswith((block, attention))}
+    assert list(own.items()) == list(expected.items())
 
 
 @pytest.mark.parametrize(("channels", "groups", "side"), [(8, 8, 6), (8, 2, 6), (16, 2, 6), (8, 4, 32)])

@@ -30,7 +30,7 @@ from sde_diffusion.commands.main import main
 from sde_diffusion.config import build_network, paper_config
 from sde_diffusion.training.loaders.score_sde import _origins
 from tests.test_commands import refused
-from tests.test_configs import CONFIGS, PARAMETERS, name_of
+from tests.test_configs import CONFIGS, PARAMETERS
 
 DATA = Path(__file__).parent / "data" / "score_sde"
 SHIPPED = {"ncsnpp_ve": 1e-5, "ddpm": 0.05, "ddpmpp_subvp": 0.05}
@@ -153,7 +153,7 @@ def test_discrete_noise_levels(checkpoints: dict[str, Path], tmp_path: Path) -> 
 
 def described(change: Callable[[ConfigDict], object] = lambda config: None) -> ConfigDict:
     """Return our configuration of the shipped VE checkpoint, made of a paper's as a person would."""
-    config = config_file(str(next(p for p in CONFIGS if name_of(p) == "ve/cifar10_ncsnpp")))
+    config = config_file(f"{CONFIGS}/cifar10.py:ve-ncsnpp")
     config.network.ncsnpp.update(channels=16, channel_mults=(1, 2), num_blocks=1, attention=(4,))
     config.data.name = "image_folder"
     config.data.image_folder.image_size = 8
@@ -173,7 +173,7 @@ def test_a_configuration_takes_the_place_of_the_description(checkpoints: dict[st
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if "deep" not in name])
 def test_paper_networks_follow_the_same_scheme(name: str) -> None:
     """Their module numbers run on without a gap, from the embedding to the last convolution."""
-    config = config_file(str(next(p for p in CONFIGS if name_of(p) == name)))
+    config = config_file(f"{CONFIGS}/cifar10.py:{name}")
     with torch.device("meta"):
         net = build_network(config)
     origins = _origins(net)  # type: ignore[arg-type]

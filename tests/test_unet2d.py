@@ -20,7 +20,7 @@ import sde_diffusion as sd
 from sde_diffusion import config as configuration
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import NETWORKS, UNet2D
-from sde_diffusion.networks.layers import fir_double, fir_halve
+from sde_diffusion.networks.resampling import fir_double, fir_halve
 from sde_diffusion.pretrained import read_source
 from sde_diffusion.stored_config import merge
 from sde_diffusion.training.loaders import LOADERS, Pretrained

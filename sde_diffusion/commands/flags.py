@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def parse(
 
     values = flags.FlagValues()
     define(values)
-    flags.DEFINE_string("config", "", "Configuration file; --config.KEY=VALUE changes a value.", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        "",
+        "Configuration, FILE.py or FILE.py:VARIANT; --config.KEY=VALUE changes a value.",
+        flag_values=values,
+    )
     flags.DEFINE_list("plugins", [], "Files (.py) and modules of your own, imported first.", flag_values=values)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     rest = values([name, *others])
@@ -132,22 +138,26 @@ def _base_config(values: flags.FlagValues) -> ConfigDict:
 
 
 def config_file(path: str) -> ConfigDict:
-    """Read a configuration file, and import the plug-ins that it names; without a path, the default.
+    """Read a configuration file, ``FILE.py`` or ``FILE.py:VARIANT``, and import the plug-ins that it names.
+
+    Without a path, the default.
 
     Raises:
         InputError: if it is not there, or cannot be read.
     """
     path = path or default_file.__file__
-    require(Path(path).is_file(), "config", path, "an existing Python file with a function get_config()")
-    holder = flags.FlagValues()
+    stem, colon, variant = path.partition(".py:")  # not at any colon: a drive has one
+    file = f"{stem}.py" if colon else path
+    expected = "an existing Python file with a function get_config(), as FILE.py or FILE.py:VARIANT"
+    require(Path(file).is_file(), "config", path, expected)
     try:
-        config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=["", f"--config={path}"])
-        holder(["", f"--config={path}"])
-        config: ConfigDict = holder.config
-        sorted(config.keys())
+        config: ConfigDict = runpy.run_path(file)["get_config"](*([variant] if colon else []))
+        config.lock()
+    except InputError as error:
+        raise InputError(f"config={path!r}: {error}") from None
     except Exception as error:  # whatever a person's file raises
         raise InputError(f"config={path!r}: cannot be read: {type(error).__name__}: {error}") from None
-    config.plugins = tuple(plugins.stored_name(name, Path(path).parent) for name in config.plugins)
+    config.plugins = tuple(plugins.stored_name(name, Path(file).parent) for name in config.plugins)
     plugins.load(config.plugins)
     return complete(config)
 

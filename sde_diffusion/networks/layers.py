@@ -1,15 +1,12 @@
-"""What the networks share: their registry, the check of their shape, and the blocks of U-Nets.
+"""What the networks share: their registry, the check of their shape, and the layers that blocks are made of.
 
 References:
     J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239, Appendix B.
-    Y. Song et al., 2021, arXiv:2011.13456, Appendix H (DDPM++, NCSN++: residual sums scaled by 1/√2, min(C/4, 32)
-    groups, blocks that resample). R. Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019,
-    arXiv:1904.11486 (FIR resampling: smoothing before subsampling).
+    Y. Song et al., 2021, arXiv:2011.13456, Appendix H (DDPM++, NCSN++: min(C/4, 32) groups).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -56,7 +53,7 @@ def require_levels(
     return image_channels, height, mults
 
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Layer = TypeVar("Layer", bound=nn.Conv2d | nn.Linear)
 
 
 def zero_init(layer: Layer) -> Layer:
@@ -96,11 +93,22 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.contiguous() if slow and not torch.compiler.is_compiling() else x)
 
 
-def group_norm(channels: int, group_size: int = 4) -> nn.GroupNorm:
-    """Group normalisation with as many groups as divide the channels, min(channels/group_size, 32) at most."""
-    require_int("channels", channels, group_size)
-    groups = max(g for g in range(1, min(channels // group_size, 32) + 1) if channels % g == 0)
-    return GroupNorm(groups, channels, eps=1e-6)
+def group_norm(channels: int, groups: int = 0, group_size: int = 4, eps: float = 1e-6) -> nn.GroupNorm:
+    """Group normalisation of so many channels.
+
+    Args:
+        channels: C.
+        groups: a divisor of C; 0 for as many as divide it, but at most 32 and C/``group_size``.
+        group_size: channels that a group has at least, where ``groups`` does not say.
+        eps: what is added to the variance.
+
+    Raises:
+        InputError: if the groups do not divide the channels.
+    """
+    most = max(1, min(channels // group_size, 32))
+    groups = groups or max(g for g in range(1, most + 1) if channels % g == 0)
+    require(channels % groups == 0, "groups", groups, f"a divisor of {channels} channels")
+    return GroupNorm(groups, channels, eps=eps)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -108,124 +116,4 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def halve(x: Tensor) -> Tensor:
-    """Average over squares of 2×2: (B, C, H, W) → (B, C, H/2, W/2)."""
-    return F.avg_pool2d(x, 2)
-
-
-def double(x: Tensor) -> Tensor:
-    """Repeat each pixel over a square of 2×2: (B, C, H, W) → (B, C, 2H, 2W)."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-class ConvDouble(nn.Module):
-    """DDPM's way up: repeat the pixels, then a convolution: (B, C, H, W) → (B, C, 2H, 2W); the code is not read."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(channels, channels)
-
-    def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        out: Tensor = self.conv(double(h))
-        return out
-
-
-def _fir(x: Tensor) -> Tensor:
-    """The filter (1, 3, 3, 1)/8 along both sides, for each channel of ``x``: (C, 1, 4, 4).
-
-    Computed on the spot and on the device, so that a network has no constants to copy or to restore.
-    """
-    i = torch.arange(4, device=x.device, dtype=x.dtype)
-    row = (1.0 + i * (3.0 - i)) / 8.0
-    return (row[:, None] * row).expand(x.shape[1], 1, 4, 4)
-
-
-def fir_blur(x: Tensor) -> Tensor:
-    """Filter by (1, 3, 3, 1)/8 along both sides, two zeros around the picture: (B, C, H, W) → (B, C, H+1, W+1)."""
-    return F.conv2d(x, _fir(x), padding=2, groups=x.shape[1])
-
-
-def fir_halve(x: Tensor) -> Tensor:
-    """Filter by (1, 3, 3, 1)/8 along both sides and keep every other pixel: (B, C, H, W) → (B, C, H/2, W/2)."""
-    return F.conv2d(x, _fir(x), stride=2, padding=1, groups=x.shape[1])
-
-
-def fir_double(x: Tensor) -> Tensor:
-    """Put zeros between the pixels and filter by (1, 3, 3, 1)/4 along both sides: (B, C, H, W) → (B, C, 2H, 2W)."""
-    return F.conv_transpose2d(x, 4.0 * _fir(x), stride=2, padding=1, groups=x.shape[1])
-
-
-class Attention(nn.Module):
-    """Self-attention of all pixels, one head, in a residual sum: (B, C, H, W) → (B, C, H, W).
-
-    The last projection starts at zero.
-
-    Args:
-        channels: C, at least ``group_size``.
-        rescale: whether the sum is scaled by 1/√2.
-        group_size: channels that a group of the normalisation has at least.
-    """
-
-    def __init__(self, channels: int, rescale: bool = True, group_size: int = 4) -> None:
-        super().__init__()
-        self.scale = math.sqrt(0.5) if rescale else 1.0
-        self.norm = group_norm(channels, group_size)
-        self.qkv = conv(channels, 3 * channels, kernel=1)
-        self.out = zero_init(conv(channels, channels, kernel=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, HW, C) each
-        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.reshape(x.shape)
-        mixed: Tensor = (x + self.out(attended)) * self.scale
-        return mixed
-
-
-class ResBlock(nn.Module):
-    """Two convolutions with normalisation and time code in a residual sum, then attention if asked for.
-
-        h = conv(SiLU(norm(x))) + dense(code);  h = conv₀(dropout(SiLU(norm(h))));  out = (x + h)/√2
-
-    conv₀ starts at zero. Where the channels or the size change, x passes a 1×1 convolution.
-
-    Args:
-        in_channels, out_channels: (B, in, H, W) → (B, out, H, W).
-        code_width: size of the time code, (B, code_width).
-        dropout: probability of dropping a feature.
-        attention: whether :class:`Attention` follows.
-        resample: changes the size of both branches, the residual one before its first convolution.
-        rescale: whether the sums are scaled by 1/√2.
-        group_size: channels that a group of the normalisation has at least.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        code_width: int,
-        dropout: float = 0.0,
-        attention: bool = False,
-        resample: Callable[[Tensor], Tensor] | None = None,
-        rescale: bool = True,
-        group_size: int = 4,
-    ) -> None:
-        super().__init__()
-        self.resample = resample
-        self.scale = math.sqrt(0.5) if rescale else 1.0
-        self.norm_in = group_norm(in_channels, group_size)
-        self.conv_in = conv(in_channels, out_channels)
-        self.code = nn.Linear(code_width, out_channels)
-        self.norm_out = group_norm(out_channels, group_size)
-        self.dropout = nn.Dropout(dropout)
-        self.conv_out = zero_init(conv(out_channels, out_channels))
-        changed = in_channels != out_channels or resample is not None
-        self.skip = conv(in_channels, out_channels, kernel=1) if changed else nn.Identity()
-        self.attention = Attention(out_channels, rescale, group_size) if attention else nn.Identity()
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        h = silu(self.norm_in(x))
-        if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
-        h = self.conv_in(h) + self.code(code)[:, :, None, None]
-        h = self.conv_out(self.dropout(silu(self.norm_out(h))))
-        out: Tensor = self.attention((self.skip(x) + h) * self.scale)
-        return out
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}

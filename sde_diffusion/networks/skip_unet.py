@@ -30,54 +30,22 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.errors import require, require_int
+from sde_diffusion.networks.blocks import ResBlock, Style
 from sde_diffusion.networks.embeddings import TimeEmbedding
-from sde_diffusion.networks.layers import (
-    NETWORKS,
+from sde_diffusion.networks.layers import NETWORKS, conv, require_levels, require_sizes, silu, zero_init
+from sde_diffusion.networks.resampling import (
     ConvDouble,
-    ResBlock,
-    conv,
+    ConvHalve,
+    FIRConvHalve,
     double,
-    fir_blur,
     fir_double,
     fir_halve,
-    group_norm,
     halve,
-    require_levels,
-    require_sizes,
-    silu,
-    zero_init,
 )
-
-
-class ConvHalve(nn.Module):
-    """DDPM's way down: a convolution of stride 2, zeros below and to the right: (B, C, H, W) → (B, C, H/2, W/2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(channels, channels)
-        self.conv.stride, self.conv.padding = (2, 2), (0, 0)
-
-    def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(h, (0, 1, 0, 1)))
-        return out
-
-
-class FIRConvHalve(nn.Module):
-    """The input residual's way down: filter, then a convolution of stride 2: (B, in, H, W) → (B, out, H/2, W/2)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = conv(in_channels, out_channels)
-        self.conv.stride, self.conv.padding = (2, 2), (0, 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(fir_blur(x))
-        return out
 
 
 class SkipUNet(nn.Module, ABC):
@@ -101,7 +69,7 @@ class SkipUNet(nn.Module, ABC):
         InputError: if an option is out of range or the sides cannot be halved often enough.
     """
 
-    rescale: ClassVar[bool] = True
+    scale: ClassVar[float] = math.sqrt(0.5)
     group_size: ClassVar[int] = 4
     input_residual: ClassVar[bool] = False
 
@@ -121,22 +89,31 @@ class SkipUNet(nn.Module, ABC):
         image_channels, height, mults = require_levels(shape, channels, channel_mults)
         require_int("num_blocks", num_blocks, 1)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
-        require_float("dropout", dropout, 0.0, 1.0)
         require_int("num_classes", num_classes, 0)
         ok = isinstance(checkpoint_activations, bool)
         require(ok, "checkpoint_activations", checkpoint_activations, "True or False")
 
         self.num_blocks, self.num_classes = num_blocks, num_classes
         self.checkpoint_activations = checkpoint_activations
-        self.code_width, self.dropout = 4 * channels, dropout
+        self.style = Style(code_width=4 * channels, dropout=dropout, scale=self.scale, group_size=self.group_size)
         # As in the papers, both sines and cosines of ``channels`` random frequencies, but half as many of fixed ones.
         waves = 2 * channels if embedding == "fourier" else channels
-        self.time = TimeEmbedding(embedding, waves, self.code_width)
+        self.time = TimeEmbedding(embedding, waves, self.style.code_width)
         if num_classes:
-            self.classes = nn.Embedding(num_classes + 1, self.code_width)  # the last stands for "no class"
+            self.classes = nn.Embedding(num_classes + 1, self.style.code_width)  # the last stands for "no class"
         self.stem = conv(image_channels, channels)
 
         levels = [(channels * mult, height // 2**depth in sizes) for depth, mult in enumerate(mults)]
+        below = self._add_levels(levels, channels, image_channels)
+        self.norm = self.style.norm(below)
+        self.head = zero_init(conv(below, image_channels))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def _add_levels(self, levels: Sequence[tuple[int, bool]], channels: int, image_channels: int) -> int:
+        """Make both ways and the middle from the features of each level and whether it attends; return the last's."""
         down: list[nn.Module] = []
         inputs: list[nn.Module] = []
         below, skips, seen = channels, [channels], image_channels
@@ -147,26 +124,21 @@ class SkipUNet(nn.Module, ABC):
                 if self.input_residual:
                     inputs.append(FIRConvHalve(seen, below))
                     seen = below
-            for _ in range(num_blocks):
+            for _ in range(self.num_blocks):
                 down.append(self._block(below, out, attend))
                 skips.append(out)
                 below = out
         middle = [self._block(below, below, attend) for attend in (True, False)]
         up: list[nn.Module] = []
         for depth, (out, attend) in reversed(list(enumerate(levels))):
-            for i in range(num_blocks + 1):
-                up.append(self._block(below + skips.pop(), out, attend and i == num_blocks))
+            for i in range(self.num_blocks + 1):
+                up.append(self._block(below + skips.pop(), out, attend and i == self.num_blocks))
                 below = out
             if depth:
                 up.append(self._double(below))
         self.down, self.inputs = nn.ModuleList(down), nn.ModuleList(inputs)
         self.middle, self.up = nn.ModuleList(middle), nn.ModuleList(up)
-        self.norm = group_norm(below, self.group_size)
-        self.head = zero_init(conv(below, image_channels))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        return below
 
     def _block(
         self,
@@ -175,16 +147,7 @@ class SkipUNet(nn.Module, ABC):
         attention: bool = False,
         resample: Callable[[Tensor], Tensor] | None = None,
     ) -> nn.Module:
-        return ResBlock(
-            in_channels,
-            out_channels,
-            self.code_width,
-            self.dropout,
-            attention,
-            resample=resample,
-            rescale=self.rescale,
-            group_size=self.group_size,
-        )
+        return ResBlock(in_channels, out_channels, self.style, attention, resample, project=resample is not None)
 
     @abstractmethod
     def _halve(self, channels: int) -> nn.Module:
@@ -233,7 +196,7 @@ class SkipUNet(nn.Module, ABC):
 class DDPM(SkipUNet):
     """DDPM's U-Net (Ho et al. 2020): plain sums, 32 groups, and convolutions between the levels."""
 
-    rescale, group_size = False, 1
+    scale, group_size = 1.0, 1
 
     def _halve(self, channels: int) -> nn.Module:
         return ConvHalve(channels)

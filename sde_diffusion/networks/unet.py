@@ -12,26 +12,18 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import require, require_float
+from sde_diffusion.errors import require
+from sde_diffusion.networks.blocks import ResBlock, Style
 from sde_diffusion.networks.embeddings import TimeEmbedding
-from sde_diffusion.networks.layers import (
-    NETWORKS,
-    ResBlock,
-    conv,
-    double,
-    group_norm,
-    halve,
-    require_levels,
-    require_sizes,
-    silu,
-    zero_init,
-)
+from sde_diffusion.networks.layers import NETWORKS, conv, require_levels, require_sizes, silu, zero_init
+from sde_diffusion.networks.resampling import double, halve
 
 
 @NETWORKS.register("unet")
@@ -69,25 +61,24 @@ class UNet(nn.Module):
         require(len(counts) in (1, len(mults)), "num_blocks", num_blocks, expected)
         counts *= len(mults) // len(counts)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
-        require_float("dropout", dropout, 0.0, 1.0)
 
-        code_width = 4 * channels
-        self.time = TimeEmbedding(embedding, channels, code_width)
+        style = Style(code_width=4 * channels, dropout=dropout, scale=math.sqrt(0.5))
+        self.time = TimeEmbedding(embedding, channels, style.code_width)
         self.stem = conv(image_channels, channels)
         levels = [(channels * mult, height // 2**depth in sizes, counts[depth]) for depth, mult in enumerate(mults)]
         down, up, below = [], [], channels
         for out, attend, count in levels:
             for _ in range(count):
-                down.append(ResBlock(below, out, code_width, dropout, attend))
+                down.append(ResBlock(below, out, style, attend))
                 below = out
-        middle = [ResBlock(below, below, code_width, dropout, attend) for attend in (True, False)]
+        middle = [ResBlock(below, below, style, attend) for attend in (True, False)]
         for out, attend, count in reversed(levels):
             for _ in range(count):
-                up.append(ResBlock(below + out, out, code_width, dropout, attend))
+                up.append(ResBlock(below + out, out, style, attend))
                 below = out
         self.halved, self.doubled = set(accumulate(counts[:-1])), set(accumulate(counts[:0:-1]))
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
-        self.norm = group_norm(below)
+        self.norm = style.norm(below)
         self.head = zero_init(conv(below, image_channels))
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:

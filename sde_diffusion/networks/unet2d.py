@@ -17,25 +17,36 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.networks.blocks import Attention, Style
 from sde_diffusion.networks.embeddings import EMBEDDINGS, GaussianFourier, Sinusoidal
-from sde_diffusion.networks.layers import NETWORKS, conv, require_sizes, silu, zero_init
-from sde_diffusion.networks.unet2d_blocks import ACTIVATIONS, LEVELS, Attention, Down, Middle, Style, Up
-from sde_diffusion.registry import hint
+from sde_diffusion.networks.layers import ACTIVATIONS, NETWORKS, conv, require_sizes, silu, zero_init
+from sde_diffusion.networks.unet2d_levels import Down, Middle, Up, require_kinds
 
 MIDDLES = ("attention", "plain", "none")
 
 
-def _require_levels(name: str, kinds: Sequence[str], number: int) -> tuple[str, ...]:
-    """Return the kinds of the levels; all or none of them carry the picture along."""
-    ok = isinstance(kinds, Sequence) and not isinstance(kinds, str) and len(kinds) == number
-    require(ok, name, kinds, f"{number} kinds of levels, one for each of widths")
-    for kind in kinds:
-        if kind not in LEVELS:
-            raise InputError(f"{name}={kind!r}: unknown{hint(str(kind), list(LEVELS))} known: {', '.join(LEVELS)}")
-    fir = [kind.startswith("fir") for kind in kinds]
-    require(all(fir) or not any(fir), name, tuple(kinds), "either only levels of kind 'fir' or none")
-    return tuple(kinds)
+def _require_sides(shape: Sequence[int], widths: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """Return the channels of the picture and the features of the levels; the sides can be halved often enough."""
+    image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+    widths = require_sizes("widths", widths, "one whole number of at least 1 for each level")
+    require(widths[0] % 2 == 0 and widths[0] >= 4, "widths", widths, "an even number of at least 4 at first")
+    factor = 2 ** (len(widths) - 1)
+    expected = f"sides divisible by {factor} for {len(widths)} levels"
+    require(height % factor == 0 and width % factor == 0, "shape", tuple(shape), expected, "give fewer widths")
+    return image_channels, widths
+
+
+def _time(embedding: str, width: int, shift: float, code_width: int) -> nn.Sequential:
+    """Return what makes the time code of a label: ``width`` waves, or both sines and cosines of ``width`` frequencies.
+
+    There is no activation after the last layer: classes are added before it.
+    """
+    EMBEDDINGS[embedding]
+    sinusoidal = embedding == "sinusoidal"
+    features = width if sinusoidal else 2 * width
+    waves = Sinusoidal(features, shift=shift) if sinusoidal else GaussianFourier(features)
+    return nn.Sequential(waves, nn.Linear(features, code_width), nn.SiLU(), nn.Linear(code_width, code_width))
 
 
 @NETWORKS.register("unet2d")
@@ -56,8 +67,8 @@ class UNet2D(nn.Module):
         middle_divisor: of the residual sums of the middle.
         middle_groups: groups of the normalisation before the middle's attention; 0 for ``groups``, -1 for none.
         head_width: channels of one attention head; 0 for one head of them all.
-        groups: groups of the normalisations; 0 for min(channels/4, 32). "fir" levels have that in any case, and 32
-            before attention.
+        groups: groups of the normalisations; 0 for at most min(channels/4, 32). "fir" levels have that in any case, and
+            32 before attention.
         eps: what a normalisation adds to the variance.
         activation: of the blocks, "silu", "gelu", "mish" or "relu".
         scale_shift: the time code scales and shifts the normalised features, instead of being added before.
@@ -98,43 +109,29 @@ class UNet2D(nn.Module):
         input_shift: float = 0.0,
     ) -> None:
         super().__init__()
-        image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
-        widths = require_sizes("widths", widths, "one whole number of at least 1 for each level")
-        require(widths[0] % 2 == 0 and widths[0] >= 4, "widths", widths, "an even number of at least 4 at first")
-        factor = 2 ** (len(widths) - 1)
-        expected = f"sides divisible by {factor} for {len(widths)} levels"
-        require(height % factor == 0 and width % factor == 0, "shape", tuple(shape), expected, "give fewer widths")
+        image_channels, widths = _require_sides(shape, widths)
         require_int("num_blocks", num_blocks, 1)
-        down, up = _require_levels("down", down, len(widths)), _require_levels("up", up, len(widths))
+        down, up = require_kinds("down", down, len(widths)), require_kinds("up", up, len(widths))
         require(middle in MIDDLES, "middle", middle, f"one of {', '.join(MIDDLES)}")
         require_float("middle_divisor", middle_divisor, 0.0, open_low=True)
-        for name, number, low in (
-            ("middle_groups", middle_groups, -1),
-            ("head_width", head_width, 0),
-            ("groups", groups, 0),
-            ("code_width", code_width, 0),
-            ("num_classes", num_classes, 0),
-        ):
-            require_int(name, number, low)
-        require_float("eps", eps, 0.0, open_low=True)
-        require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}")
+        require_int("middle_groups", middle_groups, -1)
+        require_int("num_classes", num_classes, 0)
         require(padding in (0, 1), "padding", padding, "0 or 1")
-        require_float("dropout", dropout, 0.0, 1.0)
         require_float("input_scale", input_scale)
         require_float("input_shift", input_shift)
 
-        code_width = code_width or 4 * widths[0]
-        style = Style(code_width, groups, eps, activation, scale_shift, dropout, head_width)
-        EMBEDDINGS[embedding]
-        sinusoidal = embedding == "sinusoidal"
-        features = widths[0] if sinusoidal else 2 * widths[0]
-        self.time = nn.Sequential(
-            Sinusoidal(features, shift=frequency_shift) if sinusoidal else GaussianFourier(features),
-            nn.Linear(features, code_width),
-            nn.SiLU(),
-            nn.Linear(code_width, code_width),
+        style = Style(
+            code_width=code_width or 4 * widths[0],
+            dropout=dropout,
+            groups=groups,
+            eps=eps,
+            activation=activation,
+            scale_shift=scale_shift,
+            head_width=head_width,
+            dense=True,
         )
-        self.classes = nn.Embedding(num_classes, code_width) if num_classes else None
+        self.time = _time(embedding, widths[0], frequency_shift, style.code_width)
+        self.classes = nn.Embedding(num_classes, style.code_width) if num_classes else None
         self.stem = conv(image_channels, widths[0])
 
         levels, met, below = [], [widths[0]], widths[0]
@@ -147,7 +144,7 @@ class UNet2D(nn.Module):
 
         self.middle: Middle | None = None
         if middle != "none":
-            own = replace(style, divisor=middle_divisor)
+            own = replace(style, scale=1.0 / middle_divisor)
             attends = middle == "attention"
             own_groups = None if middle_groups < 0 else middle_groups
             self.middle = Middle(below, own, Attention(below, own, own_groups) if attends else nn.Identity())

@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, require, require_float
-from sde_diffusion.files import read_json, sha256
+from sde_diffusion.errors import InputError, require
+from sde_diffusion.files import sha256
 from sde_diffusion.networks import DDPM, NETWORKS, SkipUNet
+from sde_diffusion.networks.blocks import Attention, ResBlock
 from sde_diffusion.networks.embeddings import GaussianFourier
-from sde_diffusion.networks.layers import Attention, ConvDouble, ResBlock
-from sde_diffusion.networks.skip_unet import ConvHalve, FIRConvHalve
+from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, FIRConvHalve
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
+from sde_diffusion.training.loaders.score_sde_description import read_description
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[Tensor], int]:
@@ -61,118 +62,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[Tensor], int]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         expected = "model, ema with shadow_params, and step, as score_sde_pytorch writes them"
         raise InputError(f"{path}: expected {expected}; {type(error).__name__}: {error}") from None
-
-
-class _Description:
-    """Their configuration, as ``NAME.json`` has it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._content = path, read_json(path)
-
-    def get(self, section: str, key: str) -> Any:
-        """Return a field.
-
-        Raises:
-            InputError: if it is missing.
-        """
-        try:
-            return self._content[section][key]
-        except (KeyError, TypeError):
-            raise InputError(f"{self.path}: missing {section}.{key} of score_sde_pytorch's configuration") from None
-
-    def demand(self, section: str, key: str, *here: Any) -> Any:
-        """Return a field that must have one of the values that exist here.
-
-        Raises:
-            InputError: if it is missing or has another value.
-        """
-        value = self.get(section, key)
-        expected = " or ".join(map(repr, here)) + " beside its other fields"
-        require(value in here, f"{self.path}: {section}.{key}", value, expected, "what else there may be is not here")
-        return value
-
-    def number(self, section: str, key: str) -> float:
-        """Return a field that must be a number of at least 0.
-
-        Raises:
-            InputError: if it is missing or is none.
-        """
-        value = self.get(section, key)
-        require_float(f"{self.path}: {section}.{key}", value, 0.0)
-        return float(value)
-
-
-def _network(described: _Description) -> dict[str, Any]:
-    """Return ``config.network`` of a described one."""
-    name = described.demand("model", "name", "ddpm", "ncsnpp")
-    described.demand("model", "nonlinearity", "swish")
-    described.demand("model", "conditional", True)
-    fourier = False  # DDPM's network has no choice, whatever the field says
-    if name == "ddpm":
-        described.demand("model", "resamp_with_conv", True)
-    else:
-        fir = described.get("model", "fir")
-        name = "ncsnpp" if fir else "ddpmpp"
-        if fir:
-            described.demand("model", "fir_kernel", [1, 3, 3, 1])
-        described.demand("model", "progressive_input", "residual" if fir else "none")
-        described.demand("model", "progressive", "none")
-        described.demand("model", "resblock_type", "biggan")
-        described.demand("model", "skip_rescale", True)
-        on_sigma = described.get("training", "sde") == "vesde" and described.get("training", "continuous")
-        fourier = described.demand("model", "embedding_type", "fourier" if on_sigma else "positional") == "fourier"
-    options = {
-        "channels": described.get("model", "nf"),
-        "channel_mults": described.get("model", "ch_mult"),
-        "num_blocks": described.get("model", "num_res_blocks"),
-        "attention": described.get("model", "attn_resolutions"),
-        "dropout": described.number("model", "dropout"),
-        "embedding": "fourier" if fourier else "sinusoidal",
-    }
-    return {"name": name, name: options}
-
-
-def _sde_and_label(described: _Description) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``config.sde`` and ``config.denoiser.conditioning`` of a described network."""
-    kind = described.demand("training", "sde", "vpsde", "subvpsde", "vesde")
-    described.demand("model", "scale_by_sigma", kind == "vesde")
-    levels = int(described.number("model", "num_scales"))
-    if kind == "vesde":
-        unit = 1.0 if described.get("data", "centered") else 2.0
-        sde = {f"sigma_{end}": unit * described.number("model", f"sigma_{end}") for end in ("min", "max")}
-        label = {"name": "log_sigma", "log_sigma": {"scale": 1.0 / unit}}
-        if described.get("model", "name") == "ddpm" or not described.get("training", "continuous"):
-            described.demand("training", "continuous", False)
-            label = {"name": "reversed", "reversed": {"num_train_steps": levels}}
-        return {"name": "ve", "ve": sde}, label
-    described.demand("data", "centered", True)
-    betas = {f"beta_{end}": described.number("model", f"beta_{end}") for end in ("min", "max")}
-    name = kind.removesuffix("sde")
-    if described.demand("training", "continuous", True, name == "subvp"):
-        return {"name": name, name: betas}, {"name": "scaled", "scaled": {"scale": 999.0}}
-    first, last = (beta / levels for beta in betas.values())
-    chain = {"schedule": "linear", "num_train_steps": levels, "beta_first": first, "beta_last": last}
-    return {"name": "ddpm", "ddpm": chain}, {"name": "discrete", "discrete": {"num_train_steps": levels}}
-
-
-def _config(described: _Description) -> dict[str, Any]:
-    """Return our configuration of a described network."""
-    sde, label = _sde_and_label(described)
-    levels = int(described.number("model", "num_scales"))
-    size = described.get("data", "image_size")
-    data = {"shape": (described.get("data", "num_channels"), size, size), "levels": 256}
-    if described.get("data", "dataset") == "CIFAR10" and size == 32:
-        data["name"] = "cifar10"
-    steps = {"discrete": levels, "reversed": levels - 1}.get(label["name"])
-    times = {"name": "discrete", "discrete": {"num_train_steps": steps}} if steps else {"name": "uniform"}
-    return {
-        "threads": 0,
-        "data": data,
-        "network": _network(described),
-        "sde": sde,
-        "denoiser": {"prediction": "eps", "sigma_data": 0.0, "conditioning": label},
-        "loss": {"times": times, "weighting": {"name": "simple"}},
-    }
 
 
 _PARTS: dict[type[nn.Module], dict[str, tuple[str, ...]]] = {
@@ -282,11 +171,11 @@ class ScoreSDE(Loader):
     def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
         beside = path.with_suffix(".json")
         if beside.exists():
-            config = _config(_Description(beside))
+            config = read_description(beside)
         if config is None:
             raise InputError(
                 f"{path}: has weights but no architecture in it; give the configuration it was trained with, "
-                f"--config=configs/ve/cifar10_ncsnpp.py or another, or put {beside.name} beside it"
+                f"--config=configs/cifar10.py:ve-ncsnpp or another, or put {beside.name} beside it"
             )
         name, prediction = config["network"]["name"], config["denoiser"]["prediction"]
         with torch.device("meta"):
