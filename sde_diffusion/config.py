@@ -16,9 +16,11 @@ from torch import Tensor, nn
 import samplers
 from samplers import SAMPLERS, Sampler
 from sde_diffusion.data import DATASETS, Dataset, train_batch
-from sde_diffusion.denoisers import CONDITIONINGS, Denoiser
+from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.files import read_json
+from sde_diffusion.guidance import THRESHOLDS
+from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute
@@ -48,7 +50,8 @@ def default_config() -> ConfigDict:
     config.network = _choice(NETWORKS, "unet")
     config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=(1,), attention=())
     config.denoiser = ConfigDict({"prediction": "v", "sigma_data": 0.0})
-    config.denoiser.conditioning = _choice(CONDITIONINGS, "log_snr")
+    config.denoiser.noise_label = _choice(NOISE_LABELS, "log_snr")
+    config.denoiser.thresholding = _choice(THRESHOLDS, "none")  # in sampling alone: a bound on each predicted x₀
     config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
     config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
     config.training = ConfigDict(dict(vars(TrainingOptions())))
@@ -65,7 +68,7 @@ def paper_config() -> ConfigDict:
     config.threads = 0
     config.data.name = "cifar10"
     config.denoiser.prediction = "eps"
-    config.denoiser.conditioning.name = "scaled"
+    config.denoiser.noise_label.name = "scaled"
     config.loss.times.name = "uniform"
     config.loss.weighting.name = "simple"
     config.training = ConfigDict(dict(vars(TrainingOptions())))
@@ -166,9 +169,17 @@ def build_denoiser(config: ConfigDict, network: nn.Module) -> Denoiser:
         network,
         build_sde(config),
         prediction=config.denoiser.prediction,
-        conditioning=_build(CONDITIONINGS, config.denoiser.conditioning),
+        noise_label=_build(NOISE_LABELS, config.denoiser.noise_label),
         sigma_data=config.denoiser.sigma_data or None,
     )
+
+
+def threshold(config: ConfigDict, denoiser: AbstractDenoiser) -> AbstractDenoiser:
+    """Return a denoiser with ``config.denoiser.thresholding`` around it: what is sampled, not what is trained."""
+    if config.denoiser.thresholding.name == "none":
+        return denoiser
+    found: AbstractDenoiser = _build(THRESHOLDS, config.denoiser.thresholding, denoiser=denoiser)
+    return found
 
 
 def build_loss(config: ConfigDict) -> DenoisingScoreMatching:
@@ -224,8 +235,25 @@ def load_config(path: Path) -> ConfigDict:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(f"{path}: expected the configuration of a run, with keys 'config' and 'provenance'")
     config = default_config()
-    merge(config, content["config"], path)
+    merge(config, modern(content["config"]), path)
     return config
+
+
+def modern(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a nested configuration of an earlier version in today's words.
+
+    ``denoiser.conditioning`` is ``denoiser.noise_label``; ``clip`` of the chosen sampler, if it is not 0, a static
+    ``denoiser.thresholding``.
+    """
+    found, denoiser, sampler = {**values}, dict(values.get("denoiser", {})), dict(values.get("sampler", {}))
+    if "conditioning" in denoiser:
+        denoiser["noise_label"] = denoiser.pop("conditioning")
+    old = {name: options for name, options in sampler.items() if isinstance(options, dict) and "clip" in options}
+    bound = old.get(sampler.get("name"), {}).get("clip", 0.0)
+    if bound and "thresholding" not in denoiser:
+        denoiser["thresholding"] = {"name": "static", "static": {"bound": bound}}
+    sampler |= {name: {key: options[key] for key in options if key != "clip"} for name, options in old.items()}
+    return found | ({"denoiser": denoiser} if denoiser else {}) | ({"sampler": sampler} if sampler else {})
 
 
 def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:

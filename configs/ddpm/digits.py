@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.sde.name = "ddpm"
     config.denoiser.prediction = "eps"
-    config.denoiser.conditioning.name = "discrete"
+    config.denoiser.noise_label.name = "discrete"
     config.loss.times.name = "discrete"
     config.loss.weighting.name = "simple"
     config.sampler.name = "ancestral"

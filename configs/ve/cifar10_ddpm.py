@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.sde.ve.sigma_min = 0.02
     config.sde.ve.sigma_max = 100.0
     config.network.name = "ddpm"
-    config.denoiser.conditioning.name = "reversed"
+    config.denoiser.noise_label.name = "reversed"
     config.loss.times.name = "discrete"
     config.loss.times.discrete.num_train_steps = 999
     config.training.ema_decay = 0.999

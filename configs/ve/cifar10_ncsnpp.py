@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
     config.network.name = "ncsnpp"
     config.network.ncsnpp.num_blocks = 4
     config.network.ncsnpp.embedding = "fourier"
-    config.denoiser.conditioning.name = "log_sigma"
-    config.denoiser.conditioning.log_sigma.scale = 0.5
+    config.denoiser.noise_label.name = "log_sigma"
+    config.denoiser.noise_label.log_sigma.scale = 0.5
     config.training.ema_decay = 0.999
     config.sampler.name = "pc"
     config.sampler.pc.num_steps = 1000

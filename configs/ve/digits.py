@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config.sde.ve.sigma_max = 10.0
     config.denoiser.prediction = "eps"
     config.denoiser.sigma_data = 0.6
-    config.denoiser.conditioning.name = "log_sigma"
+    config.denoiser.noise_label.name = "log_sigma"
     config.loss.times.name = "stratified"
     config.sampler.name = "pc"
     return config

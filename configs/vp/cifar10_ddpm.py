@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     config = paper_config()
     config.sde.name = "ddpm"
     config.network.name = "ddpm"
-    config.denoiser.conditioning.name = "discrete"
+    config.denoiser.noise_label.name = "discrete"
     config.loss.times.name = "discrete"
     config.sampler.name = "ancestral"
     config.sampler.ancestral.grid = "indices"

@@ -6,7 +6,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,11 @@ def sweep_run(
         return configuration.build_sampler(config, setting.sampler, **dict.fromkeys(SWEPT[setting.option], value))
 
     def options_of(setting: Setting) -> Row:
-        return {k: v for k, v in asdict(sampler_of(setting)).items() if k not in SWEPT[setting.option]}
+        options = {k: v for k, v in sampler_of(setting).options().items() if k not in SWEPT[setting.option]}
+        return {**options, "thresholding": thresholding} if thresholding else options
+
+    chosen = config.denoiser.thresholding
+    thresholding = {"name": chosen.name, **chosen[chosen.name].to_dict()} if chosen.name != "none" else None
 
     for setting in plan:  # refuse what cannot be built before anything is computed
         sampler_of(setting)
@@ -204,7 +208,7 @@ def sweep_run(
     kept = max(NUM_EXACT, NUM_SHOWN)
     batches_each = -(-against.num_samples // against.batch_size)
     progress = tqdm(total=batches_each * len(plan), unit="batch", disable=quiet, desc="benchmark")
-    in_float32 = replace(run, denoiser=run.float32)
+    in_float32 = replace(run, sampled=run.float32)
     strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}  # the last: the longest
 
     def one(setting: Setting, stem: str) -> Row:
@@ -230,7 +234,7 @@ def sweep_run(
         if hook is not None:
             found |= hook(setting, sampler, whole.x)
         error = None
-        if not sampler.stochastic and not sampler.clip:  # a flow that is clipped has kinks: no solver is tight on it
+        if not sampler.stochastic and not thresholding:  # a bounded flow has kinks: no solver is tight on it
             target = exact(setting.seed)
             error = float((whole.x[: len(target)] - target).square().mean())
         save_grid(workdir / PICTURES / f"{stem}.png", whole.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)

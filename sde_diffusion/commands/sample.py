@@ -25,7 +25,7 @@ from sde_diffusion.commands.flags import (
     require_workdir,
     say,
 )
-from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
 from sde_diffusion.files import provenance, read_json, write_atomically
@@ -50,7 +50,8 @@ class Run:
 
     Attributes:
         denoiser: around the averaged weights, run as the configuration says.
-        float32: the same in float32, not compiled: what likelihoods and exact solutions are computed with.
+        sampled: the same with the configuration's thresholding around it: what is drawn from.
+        float32: the first in float32, not compiled: what likelihoods and exact solutions are computed with.
         shape: shape of one sample.
         levels: number of grey levels of the data; None for vectors.
         checkpoint: folder of the weights.
@@ -58,6 +59,7 @@ class Run:
     """
 
     denoiser: Denoiser
+    sampled: AbstractDenoiser
     float32: Denoiser
     shape: tuple[int, ...]
     levels: int | None
@@ -89,11 +91,10 @@ def load_run(workdir: Path, config: ConfigDict, device: torch.device) -> Run:
     network = configuration.build_network(config, shape)
     step = checkpoints.load_ema(folder, network)
     network = network.to(device).eval().requires_grad_(False)
-    denoiser, float32 = (
-        configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact))
-        for exact in (False, True)
-    )
-    return Run(denoiser, float32, shape, data.get("levels"), folder, step)
+    executed, exact = (configuration.execute_network(config, network, exact=exact) for exact in (False, True))
+    denoiser, float32 = (configuration.build_denoiser(config, how) for how in (executed, exact))
+    sampled = configuration.threshold(config, denoiser)
+    return Run(denoiser, sampled, float32, shape, data.get("levels"), folder, step)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def draw(
             start = time.perf_counter()
             shape = (min(batch_size, num_samples - first), *run.shape)
             result = sampler.draw(
-                run.denoiser, shape, seed, first_index=first_index + first, device=device, callback=see
+                run.sampled, shape, seed, first_index=first_index + first, device=device, callback=see
             )
             parts.append(result.x.cpu())
             seconds += time.perf_counter() - start

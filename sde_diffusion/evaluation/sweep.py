@@ -209,5 +209,7 @@ def _digest(row: Row) -> str:
 
 
 def _identity(row: Row) -> str:
-    fields = (*ALIKE, "sampler", "option", "value", "seed", "options")
-    return json.dumps([row.get(name) for name in fields], sort_keys=True)
+    fields = (*ALIKE, "sampler", "option", "value", "seed")
+    # Earlier rows name the bound that there was on x₀ in every sampler's options, 0 for none.
+    options = {name: value for name, value in row.get("options", {}).items() if name != "clip" or value}
+    return json.dumps([*(row.get(name) for name in fields), options], sort_keys=True)
