@@ -44,7 +44,7 @@ def network(x: Tensor, label: Tensor) -> Tensor:
 def ours(name: str, seed: int, noise: sd.NoiseStream | Callable[..., Tensor] | None = None) -> Callable[[], float]:
     """Return a function that runs our sampler and returns seconds a step, noise of a fresh stream included."""
     sampler = samplers.build(name, num_steps=NUM_STEPS, grid="indices")
-    denoiser = sd.Denoiser(network, DDPMChain.linear(), conditioning="discrete")
+    denoiser = sd.Denoiser(network, DDPMChain.linear(), noise_label="discrete")
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
     def run() -> float:

@@ -43,7 +43,7 @@ def get_config(variant: str = "vp-ddpmpp") -> ConfigDict:
 def _chain(config: ConfigDict) -> None:
     """DDPM as published: the discrete chain, trained at its 1,000 indices and sampled at all of them."""
     config.sde.name = "ddpm"
-    config.denoiser.conditioning.name = "discrete"
+    config.denoiser.noise_label.name = "discrete"
     config.loss.times.name = "discrete"
     config.sampler.name = "ancestral"
     config.sampler.ancestral.grid = "indices"
@@ -56,13 +56,13 @@ def _noise_levels(config: ConfigDict) -> None:
     config.sde.ve.sigma_min = 0.02
     config.sde.ve.sigma_max = 100.0
     if config.network.name == "ddpm":
-        config.denoiser.conditioning.name = "reversed"
+        config.denoiser.noise_label.name = "reversed"
         config.loss.times.name = "discrete"
         config.loss.times.discrete.num_train_steps = 999
     else:
         config.network.ncsnpp.embedding = "fourier"
-        config.denoiser.conditioning.name = "log_sigma"
-        config.denoiser.conditioning.log_sigma.scale = 0.5
+        config.denoiser.noise_label.name = "log_sigma"
+        config.denoiser.noise_label.log_sigma.scale = 0.5
     config.training.ema_decay = 0.999
     config.sampler.name = "pc"
     config.sampler.pc.num_steps = 1000

@@ -19,7 +19,7 @@ def get_config(variant: str = "ddpm") -> ConfigDict:
     config.sde.name = variant
     if variant == "ddpm":
         config.denoiser.prediction = "eps"
-        config.denoiser.conditioning.name = "discrete"
+        config.denoiser.noise_label.name = "discrete"
         config.loss.times.name = "discrete"
         config.loss.weighting.name = "simple"
         config.sampler.name = "ancestral"
@@ -33,7 +33,7 @@ def get_config(variant: str = "ddpm") -> ConfigDict:
         config.sde.ve.sigma_max = 10.0
         config.denoiser.prediction = "eps"
         config.denoiser.sigma_data = 0.6
-        config.denoiser.conditioning.name = "log_sigma"
+        config.denoiser.noise_label.name = "log_sigma"
         config.loss.times.name = "stratified"
         config.sampler.name = "pc"
     return config

@@ -5,12 +5,14 @@ dataclass under ``@samplers.register("name")``.
 """
 
 from samplers.ancestral import Ancestral
-from samplers.base import SAMPLERS, GridSampler, LinearSampler, Sampler, SampleResult
+from samplers.base import SAMPLERS, Path, Sampler, SampleResult, report
+from samplers.correctors import CORRECTORS, Corrector, LangevinCorrector
 from samplers.ddim import DDIM
 from samplers.euler_maruyama import EulerMaruyama
+from samplers.grid import GridSampler
 from samplers.heun import Heun
 from samplers.langevin import AnnealedLangevin
-from samplers.predictor_corrector import CORRECTORS, Corrector, LangevinCorrector, PredictorCorrector
+from samplers.predictor_corrector import PredictorCorrector
 from samplers.probability_flow import ProbabilityFlow
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.scipy_ode import SciPyODE
@@ -33,7 +35,7 @@ __all__ = [
     "GridSampler",
     "Heun",
     "LangevinCorrector",
-    "LinearSampler",
+    "Path",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseDiffusion",
@@ -46,4 +48,5 @@ __all__ = [
     "names",
     "register",
     "register_corrector",
+    "report",
 ]

@@ -1,31 +1,28 @@
-"""What every sampler is: options, a start, a loop over a time grid, counted evaluations.
+"""What every sampler is: options, a start, a way from T to the end, counted evaluations.
 
     x_T ~ prior → step, step, … → x_{t_min} → (denoise) E[x₀ | x_{t_min}]
 
-A sampler is a frozen dataclass whose fields are its options. :class:`GridSampler` owns the only loop over a grid;
-:class:`LinearSampler` is a grid sampler whose step is one line, x_s = a x_t + b·view(x_t) + c z, with coefficients that
-follow from α and σ at t and s. Samplers that choose their own times derive from :class:`Sampler`.
+A sampler is a frozen dataclass whose fields are its options. Most derive from :class:`~samplers.grid.GridSampler`,
+which owns the only loop over a time grid; those that choose their own times write :meth:`Sampler.integrate`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoisers import PREDICTIONS, CountedDenoiser, view_of
+from sde_diffusion.denoisers import AbstractDenoiser, Given, counted
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
-from sde_diffusion.ops import host_bool
+from sde_diffusion.ops import clock_dtype, host_bool
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE
-from sde_diffusion.timesteps import GRIDS, require_falling
-from sde_diffusion.types import Callback, DenoiserLike, NoiseFn
+from sde_diffusion.types import Callback, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
@@ -36,22 +33,38 @@ class SampleResult:
 
     Attributes:
         x: samples, shape (B, *).
-        nfe: network evaluations of the batch, counted.
-        nfe_per_sample: evaluations that each sample needed, int64, (B,); it differs from ``nfe`` where samples choose
-            their own steps.
+        nfe: network evaluations of a sample, counted where the network is called: rows that it was given ÷ B.
+        nfe_per_sample: evaluations that each sample needed, (B,); it differs from ``nfe`` where samples choose their
+            own steps.
+        network_calls: calls of the network; fewer than ``nfe`` where one call evaluates several branches.
         times: the times visited, float64, falling; 0 at the end stands for the denoising step.
     """
 
     x: Tensor
-    nfe: int
+    nfe: int | float
     nfe_per_sample: Tensor
+    network_calls: int
     times: Tensor
 
 
-def _default_device(denoiser: DenoiserLike) -> torch.device:
-    net = getattr(denoiser, "net", None)
-    first = next(net.parameters(), None) if isinstance(net, torch.nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
+@dataclass(frozen=True)
+class Path:
+    """What an integration from T to the stop time gives back.
+
+    Attributes:
+        x: the state at the last time, (B, *).
+        times: the times visited, float64 on the CPU, (N,), falling.
+        trace: one number a step, not finite where the state was not: (N − 1,); a bad one names its step.
+        needed: how many evaluations of the denoiser each sample needed, (B,), of ``asked`` for the batch; None if all.
+        reasons: asked if a state is not finite, says why by the place in the batch, where the scheme knows it.
+    """
+
+    x: Tensor
+    times: Tensor
+    trace: Tensor | None = None
+    needed: Tensor | None = None
+    asked: int = 0
+    reasons: Callable[[], dict[int, str]] = dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +74,10 @@ class Sampler(ABC):
     Args:
         t_min: the time at which the scheme stops; 0 takes the SDE's own ``t_min``.
         denoise: finish with the posterior mean E[x₀ | x], one more evaluation, as "last step without noise" of DDPM.
-        clip: keep each predicted x₀ within [−clip, clip], as Ho et al. 2020 do with 1 for pictures; 0 leaves it alone.
-            Near T an error in ε is one σ/α times as large, 150 times, in x₀: pictures end up all white or black where
-            training has not made it small. All views of the prediction follow the bounded x₀.
 
-    What a sampler declares about itself is checked by measurement, over the registry:
+    What a sampler declares about itself may depend on its options, and is checked by measurement, over the registry:
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
+        start_nfe: evaluations before the first step.
         reference: author, year, arXiv id, equation.
         valid_sdes: "all", or the names of the SDEs it is valid on; it refuses others with a clear line.
     """
@@ -77,12 +88,10 @@ class Sampler(ABC):
 
     t_min: float = 0.0
     denoise: bool = True
-    clip: float = 0.0
 
     def __post_init__(self) -> None:
         require_float("t_min", self.t_min, 0.0, 1.0)
         require(isinstance(self.denoise, bool), "denoise", self.denoise, "True or False")
-        require_float("clip", self.clip, 0.0)
 
     @property
     @abstractmethod
@@ -97,11 +106,32 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def nfe_per_step(self) -> int | None:
-        """Network evaluations a step; None for a scheme that chooses its own steps."""
+        """Evaluations of the denoiser a step; None for a scheme that chooses its own steps."""
+
+    @property
+    def start_nfe(self) -> int:
+        """Evaluations of the denoiser before the first step."""
+        return 0
 
     def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
         """Variance that infinitely many steps reach at time ``t`` where the exact law is Gaussian with ``variance``."""
         return variance
+
+    @abstractmethod
+    def integrate(
+        self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
+    ) -> Path:
+        """Take the state ``x`` (B, *) from time T to the stop time: what a sampler is.
+
+        Args:
+            denoiser: its conditions filled in: call it as ``denoiser(x, t)``.
+            noise: ``noise(x, t, s)`` returns standard normal noise for the step from level ``t`` to ``s``.
+            callback: to be called at the start and after each step, with times (B,) (:func:`report`).
+        """
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain values, from which the registry builds the same sampler."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def stop_time(self, sde: SDE) -> float:
         """Return the time at which the scheme stops on ``sde``."""
@@ -111,7 +141,7 @@ class Sampler(ABC):
 
     def draw(
         self,
-        denoiser: DenoiserLike,
+        denoiser: AbstractDenoiser,
         shape: Sequence[int],
         seed: int = 0,
         *,
@@ -119,19 +149,19 @@ class Sampler(ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         callback: Callback | None = None,
-        **conditioning: Any,
+        **conditions: Any,
     ) -> SampleResult:
         """Draw samples from noise; sample i depends on (seed, ``first_index`` + i) alone.
 
         Args:
-            denoiser: a :class:`~sde_diffusion.Denoiser` or an analytic law's.
+            denoiser: a :class:`~sde_diffusion.Denoiser`, an analytic law's, or what wraps one.
             shape: (B, *), the number of samples and the shape of one.
             seed: whole number ≥ 0.
             first_index: number of the first sample; the second batch of 64 has 64.
-            device: where to sample; by default where the network's parameters are.
+            device: where to sample; by default the denoiser's.
             dtype: dtype of the state.
-            callback: ``callback(step, t, x)``, called before the first step and after each.
-            conditioning: passed on to the network.
+            callback: ``callback(step, t, x)`` with times (B,), called before the first step and after each.
+            conditions: passed on to the denoiser.
 
         Raises:
             InputError: on a bad shape or seed, or if the state becomes non-finite (names the step and the time).
@@ -140,195 +170,81 @@ class Sampler(ABC):
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
         require_int("first_index", first_index, 0)
         noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
-        where = _default_device(denoiser) if device is None else torch.device(device)
+        where = denoiser.device if device is None else torch.device(device)
         start = torch.empty(*shape, device=where, dtype=dtype)
-        zero = torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
-            x = noise(start, zero, zero) * denoiser.sde.prior_std
-            return self.sample(denoiser, x, noise, callback=callback, **conditioning)
+            x = noise(start) * denoiser.sde.prior_std
+            return self.sample(denoiser, x, noise, callback=callback, **conditions)
 
     def sample(
         self,
-        denoiser: DenoiserLike,
+        denoiser: AbstractDenoiser,
         x: Tensor,
         noise: NoiseFn,
         *,
         callback: Callback | None = None,
-        **conditioning: Any,
+        **conditions: Any,
     ) -> SampleResult:
         """Integrate from the state ``x`` (B, *) at time T with the given noise.
 
         Args:
-            noise: ``noise(x, t, s)`` returns standard normal noise for the step from ``t`` to ``s``.
-        """
-        counted = CountedDenoiser(denoiser, conditioning, self.clip)
-        return self._run(counted, x, noise, callback)
-
-    @abstractmethod
-    def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
-        """Integrate from T to the end."""
-
-
-def ode_times(start: float, stop: float, denoise: bool) -> Tensor:
-    """Return start, stop and, for a denoising step, 0: all that a solver with times of its own can report."""
-    return torch.tensor([start, stop, 0.0][: 3 if denoise else 2], dtype=torch.float64)
-
-
-def check_finite(x: Tensor, sampler: Sampler, reasons: Callable[[], dict[int, str]] = dict) -> None:
-    """Refuse a final state that is not finite, for samplers that keep no trace of their steps.
-
-    Args:
-        reasons: asked then, returns why samples failed where the solver knows it.
-    """
-    if host_bool(~torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x.reshape(x.shape[0], -1)).all(dim=1)).sum())
-        why = next((f" (sample {i}: {reason})" for i, reason in reasons().items()), "")
-        raise InputError(
-            f"{bad} of {x.shape[0]} samples are not finite with {sampler}{why}; loosen its tolerances or check the "
-            "network"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridSampler(Sampler):
-    """A sampler that steps along a fixed time grid.
-
-    Args:
-        num_steps: number of steps ≥ 1, the denoising step included.
-        grid: "uniform", "quadratic", "log_snr", "karras" or "indices" (:mod:`sde_diffusion.timesteps`).
-    """
-
-    num_steps: int = 50
-    grid: str = "uniform"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_int("num_steps", self.num_steps, 1)
-        GRIDS[self.grid]
-
-    def times(self, denoiser: DenoiserLike) -> Tensor:
-        """Return the grid as float64 times on the CPU, from T to the stop time, without the denoising step's 0.
-
-        Times are rounded to those that the network was trained on; neighbours that become equal are merged.
-        """
-        sde = denoiser.sde
-        num_points = self.num_steps if self.denoise else self.num_steps + 1
-        rounded = denoiser.round_t(GRIDS[self.grid](sde, num_points, self.stop_time(sde)))
-        return torch.unique_consecutive(rounded) if num_points > 1 else rounded
-
-    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
-        """Return the state that ``step`` carries along; None by default."""
-        return None
-
-    @abstractmethod
-    def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
-    ) -> tuple[Tensor, Any]:
-        """Take ``x`` from time ``t`` to ``s`` < ``t``; returns the new state and what to carry along."""
-
-    def sample(
-        self,
-        denoiser: DenoiserLike,
-        x: Tensor,
-        noise: NoiseFn,
-        *,
-        times: Tensor | None = None,
-        callback: Callback | None = None,
-        **conditioning: Any,
-    ) -> SampleResult:
-        """Integrate from the state ``x`` (B, *) with the given noise.
-
-        Args:
-            noise: ``noise(x, t, s)`` returns standard normal noise for the step from ``t`` to ``s``.
-            times: falling float64 CPU times in (0, T] instead of the sampler's own grid; ``x`` is at the first.
+            noise: ``noise(x, t, s)`` returns standard normal noise for the step from level ``t`` to ``s``.
+            callback, conditions: as of :meth:`draw`.
 
         Raises:
-            InputError: on bad ``times``, or if the state becomes non-finite (names the step and the time).
+            InputError: if the state becomes non-finite.
         """
-        if times is not None:
-            require_falling(times, denoiser.sde.T)
-        counted = CountedDenoiser(denoiser, conditioning, self.clip)
-        return self._run(counted, x, noise, callback, times)
+        return self._finish(self.integrate, denoiser, x, noise, callback, conditions)
 
-    def _run(
+    def _finish(
         self,
-        denoiser: CountedDenoiser,
+        integrate: Callable[..., Path],
+        denoiser: AbstractDenoiser,
         x: Tensor,
         noise: NoiseFn,
         callback: Callback | None,
-        times: Tensor | None = None,
+        conditions: dict[str, Any],
     ) -> SampleResult:
-        grid = self.times(denoiser) if times is None else times
-        points = grid.unbind()
-        denoiser.tabulate(grid, points)
-        state = self.init(denoiser, x, grid)
-        if callback is not None:
-            callback(0, points[0], x)
-        # One number a step, looked at once at the end: a non-finite one names its step. They share one tensor, since
-        # small tensors kept alive between the states' memory would fragment it, so that it grew with the steps.
-        sums = x.new_zeros(len(points) - 1 + self.denoise)
-        slots, dims = sums.unbind(), tuple(range(x.ndim))
-        for i, (t, s) in enumerate(pairwise(points), start=1):
-            x, state = self.step(denoiser, x, t, s, state, noise)
-            torch.sum(x.detach(), dims, out=slots[i - 1])
-            if callback is not None:
-                callback(i, s, x)
-        if self.denoise:
-            x = denoiser(x, points[-1]).x0
-            torch.sum(x.detach(), dims, out=slots[-1])
-            grid = torch.cat([grid, grid.new_zeros(1)])
-            if callback is not None:
-                callback(len(sums), grid[-1], x)
-        self._check_finite(sums, grid)
-        return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), grid)
-
-    def _check_finite(self, sums: Tensor, grid: Tensor) -> None:
-        bad = ~torch.isfinite(sums)
-        if host_bool(bad.any()):
-            step = int(bad.int().argmax())
-            raise InputError(
-                f"the state is not finite after step {step + 1} of {len(sums)}, from t={float(grid[step]):.6g} to "
-                f"t={float(grid[step + 1]):.6g}, with {self}; take more steps or check the network"
-            )
+        """Integrate, denoise, count, and refuse what is not finite."""
+        asked = Given(denoiser, conditions) if conditions else denoiser
+        with counted() as evaluations:
+            path = integrate(asked, x, noise, callback)
+            x, times = path.x, path.times
+            if self.denoise:
+                x = asked(x, float(times[-1])).x0
+                times = torch.cat([times, times.new_zeros(1)])
+                report(callback, len(path.times), 0.0, x)
+        _require_finite(x, path, times, self)
+        nfe = evaluations.of_a_sample(len(x))
+        each = torch.full((len(x),), nfe)
+        if path.needed is not None:  # of evaluations that may each have cost more than one
+            each = (path.needed + self.denoise).double().mul(nfe / (path.asked + self.denoise)).round().long()
+        return SampleResult(x, nfe, each, evaluations.calls, times)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinearSampler(GridSampler):
-    """A grid sampler whose step is x_s = a x_t + b·view(x_t) + c z.
+def report(callback: Callback | None, step: int, t: float | Tensor, x: Tensor) -> None:
+    """Call a callback, if there is one, with ``t``, a number or (B,), as the times of the samples (B,)."""
+    if callback is not None:
+        times = t if isinstance(t, Tensor) else torch.full(x.shape[:1], t, dtype=clock_dtype(x.device), device=x.device)
+        callback(step, times, x)
 
-    The coefficients are computed for the whole grid at once. Every view is itself linear in the state and the network's
-    raw output, so a step is one network evaluation and a handful of multiply-adds whatever the network predicts.
-    """
 
-    nfe_per_step = 1
-    view: ClassVar[str]
-
-    @abstractmethod
-    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a, b and c of the steps from times ``t`` to ``s``, shapes of ``t``."""
-
-    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
-        sde, t = denoiser.sde, grid[:-1]
-        a, b, c = self.coefficients(sde, t, grid[1:])
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        tables = {}
-        for kind in PREDICTIONS:
-            p, q = view_of(self.view, kind, alpha, sigma)
-            columns = (
-                (a + b * p).tolist(),
-                (b * q).tolist(),
-                c.tolist(),
-            )  # numbers: a step then needs no memory for them
-            tables[kind] = list(zip(*columns, strict=True))
-        return 0, tables
-
-    def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
-    ) -> tuple[Tensor, Any]:
-        i, tables = state
-        prediction = denoiser(x, t)
-        of_x, of_raw, of_noise = tables[prediction.kind][i]
-        new = (x * of_x).add_(prediction.raw, alpha=of_raw)
-        if self.stochastic:
-            new.add_(noise(x, t, s), alpha=of_noise)
-        return new, (i + 1, tables)
+def _require_finite(x: Tensor, path: Path, times: Tensor, sampler: Sampler) -> None:
+    """Refuse a state that is or was not finite: one look at the device, and what is known about it if it has to be."""
+    last = x.detach().sum().reshape(1)
+    trace = last if path.trace is None else torch.cat([path.trace, last])
+    bad = ~torch.isfinite(trace)
+    if not host_bool(bad.any()):
+        return
+    if path.trace is not None:
+        step = min(int(bad.int().argmax()), len(times) - 2)
+        raise InputError(
+            f"the state is not finite after step {step + 1} of {len(times) - 1}, from t={float(times[step]):.6g} to "
+            f"t={float(times[step + 1]):.6g}, with {sampler}; take more steps or check the network"
+        )
+    broken = int((~torch.isfinite(x.reshape(x.shape[0], -1)).all(dim=1)).sum())
+    why = next((f" (sample {i}: {reason})" for i, reason in path.reasons().items()), "")
+    raise InputError(
+        f"{broken} of {x.shape[0]} samples are not finite with {sampler}{why}; loosen its tolerances or check the "
+        "network"
+    )

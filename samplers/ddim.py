@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import SAMPLERS, LinearSampler
+from samplers.base import SAMPLERS
+from samplers.grid import GridSampler
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require_float
-from sde_diffusion.sdes import SDE
+from sde_diffusion.levels import NoiseLevel, transition
+from sde_diffusion.ops import sqrt
+from sde_diffusion.types import NoiseFn
 
 
 @SAMPLERS.register("ddim")
 @dataclass(frozen=True, kw_only=True)
-class DDIM(LinearSampler):
+class DDIM(GridSampler[None]):
     """x_s = α_s x₀ + √(σ_s² − η² β̃) ε + η √β̃ z, with β̃ = σ²_{t|s} σ_s²/σ_t².
 
     η = 0 is Euler's method for d(x/α)/d(σ/α) = ε, exact in one step for a point mass; η = 1 is ancestral sampling.
@@ -26,8 +30,8 @@ class DDIM(LinearSampler):
     """
 
     order = 1
+    nfe_per_step = 1
     reference = "Song, Meng & Ermon 2021, arXiv:2010.02502, Eq. 12"
-    view = "x0"
 
     eta: float = 0.0
 
@@ -39,8 +43,12 @@ class DDIM(LinearSampler):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
-    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sigma_t, sigma_s = sde.sigma(t), sde.sigma(s)
-        variance = self.eta**2 * sde.transition(t, s)[1] * (sigma_s / sigma_t) ** 2
-        a = (sigma_s**2 - variance).clamp_min(0.0).sqrt() / sigma_t  # of ε = (x − α_t x₀)/σ_t
-        return a, sde.alpha(s) - a * sde.alpha(t), variance.sqrt()
+    def step(
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
+    ) -> tuple[Tensor, None]:
+        p = denoiser(x, t)
+        if not self.eta:
+            return s.alpha * p.x0 + s.sigma * p.eps, None
+        _, beta = transition(t, s)
+        share = self.eta**2 * beta / t.sigma**2  # η² β̃ = share · σ_s²
+        return s.alpha * p.x0 + s.sigma * (sqrt(1.0 - share) * p.eps + sqrt(share) * noise(x, t, s)), None

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import SAMPLERS, LinearSampler
-from sde_diffusion.sdes import SDE
+from samplers.base import SAMPLERS
+from samplers.grid import GridSampler
+from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.ops import sqrt
+from sde_diffusion.types import NoiseFn
 
 
 @SAMPLERS.register("euler_maruyama")
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(LinearSampler):
+class EulerMaruyama(GridSampler[None]):
     """x_s = x_t − [f x_t − g² score] h + g √h z with h = t − s and f, g at t.
 
     References:
@@ -21,10 +25,12 @@ class EulerMaruyama(LinearSampler):
 
     order = 1
     stochastic = True
+    nfe_per_step = 1
     reference = "Song et al. 2021, arXiv:2011.13456, Eq. 6"
-    view = "score"
 
-    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        f, g = sde.coefficients(t)
-        h = t - s
-        return 1.0 - f * h, g**2 * h, g * h.sqrt()
+    def step(
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
+    ) -> tuple[Tensor, None]:
+        h = t.t - s.t
+        score = denoiser(x, t).score
+        return (1.0 - t.f * h) * x + t.g**2 * h * score + t.g * sqrt(h) * noise(x, t, s), None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, GridSampler
-from sde_diffusion.types import DenoiserLike, NoiseFn
+from samplers.base import SAMPLERS
+from samplers.grid import GridSampler
+from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.types import NoiseFn
 
 
 @SAMPLERS.register("heun")
 @dataclass(frozen=True, kw_only=True)
-class Heun(GridSampler):
+class Heun(GridSampler[None]):
     """The trapezoidal rule for d(x/α)/d(σ/α) = ε: two evaluations a step, order 2.
 
     With ρ = σ/α: x_s = (α_s/α_t) x_t + α_s (ρ_s − ρ_t) ½ (ε_t + ε_s), where ε_s is taken at the Euler step's end. In
@@ -32,18 +33,11 @@ class Heun(GridSampler):
 
     grid: str = "log_snr"
 
-    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
-        alpha = denoiser.sde.alpha(grid)
-        rho = denoiser.sde.sigma(grid) / alpha
-        a, b = alpha[1:] / alpha[:-1], alpha[1:] * (rho[1:] - rho[:-1])
-        return 0, list(zip(a.tolist(), b.tolist(), strict=True))
-
     def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
-    ) -> tuple[Tensor, Any]:
-        i, table = state
-        a, b = table[i]
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
+    ) -> tuple[Tensor, None]:
+        h = s.alpha * (s.ratio - t.ratio)
+        scaled = s.alpha / t.alpha * x
         eps_t = denoiser(x, t).eps
-        scaled = x * a
-        eps_s = denoiser(torch.add(scaled, eps_t, alpha=b), s).eps
-        return scaled.add_(eps_t, alpha=0.5 * b).add_(eps_s, alpha=0.5 * b), (i + 1, table)
+        eps_s = denoiser(scaled + h * eps_t, s).eps
+        return scaled + 0.5 * h * (eps_t + eps_s), None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 from torch import Tensor
 
-from samplers.base import SAMPLERS, GridSampler
-from samplers.predictor_corrector import PredictorCorrector
+from samplers.base import SAMPLERS
+from samplers.correctors import LangevinCorrector
+from samplers.grid import GridSampler
+from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.errors import require_int
+from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.sdes import SDE
-from sde_diffusion.types import DenoiserLike, NoiseFn
+from sde_diffusion.types import NoiseFn
 
 
 @SAMPLERS.register("langevin")
 @dataclass(frozen=True, kw_only=True)
-class AnnealedLangevin(GridSampler):
+class AnnealedLangevin(GridSampler[None]):
     """``corrector_steps`` Langevin steps at every time of the grid: predictor-corrector without a predictor.
 
     Args:
@@ -39,27 +43,23 @@ class AnnealedLangevin(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._dynamics()
+        require_int("corrector_steps", self.corrector_steps, 1)
+        self._corrector  # noqa: B018  (refuses bad options)
 
-    def _dynamics(self) -> PredictorCorrector:
-        return PredictorCorrector(
-            predictor="identity", corrector_steps=self.corrector_steps, snr=self.snr, step_rule=self.step_rule
-        )
+    @cached_property
+    def _corrector(self) -> LangevinCorrector:
+        return LangevinCorrector(self.snr, self.step_rule)
 
     @property
     def nfe_per_step(self) -> int | None:
         return self.corrector_steps
 
     def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
-        return self._dynamics().limit_variance(sde, t, variance)
-
-    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
-        dynamics = self._dynamics()
-        return dynamics, dynamics.init(denoiser, x, grid)
+        return self._corrector.limit_variance(sde, t, variance)
 
     def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
-    ) -> tuple[Tensor, Any]:
-        dynamics, inner = state
-        x, inner = dynamics.step(denoiser, x, t, s, inner, noise)
-        return x, (dynamics, inner)
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
+    ) -> tuple[Tensor, None]:
+        for _ in range(self.corrector_steps):
+            x = self._corrector.correct(denoiser, x, t, s, noise)
+        return x, None

@@ -1,70 +1,25 @@
-"""Predictor-corrector sampling: any grid sampler's step, then Langevin steps at the new time."""
+"""Predictor-corrector sampling: any grid sampler's step, then corrections at the new time."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, GridSampler
-from sde_diffusion import ops
-from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.registry import Registry
+from samplers.base import SAMPLERS
+from samplers.correctors import CORRECTORS, Corrector
+from samplers.grid import GridSampler
+from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.errors import InputError, require_float, require_int
+from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.sdes import SDE
-from sde_diffusion.types import DenoiserLike, NoiseFn
-
-CORRECTORS: Registry[Corrector] = Registry("corrector")
-
-
-class Corrector(ABC):
-    """Moves a state towards p_s without changing its time."""
-
-    @abstractmethod
-    def correct(self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, noise: NoiseFn) -> Tensor:
-        """Return the state after one correction at time ``s``, which a predictor has reached from ``t``."""
-
-
-@CORRECTORS.register("langevin")
-@dataclass(frozen=True)
-class LangevinCorrector(Corrector):
-    """One step of unadjusted Langevin dynamics, x ← x + ε score + √(2ε) z.
-
-    ε = 2 α_{t|s}² (snr · r)², with α_{t|s}² = 1 − β_i on DDPM's grid as in the authors' code, where r stands for
-    ‖z‖/‖score‖: the signal-to-noise ratio of a step.
-
-    Args:
-        snr: target ratio of the score's part of a step to the noise's; 0.16 suits CIFAR-10.
-        step_rule: "sigma" takes r = σ_s, the value in high dimension: the step is deterministic and a sample does not
-            depend on its batch. "batch_norms" is the paper's rule, norms averaged over the batch. (Norms of each sample
-            would make the step a function of the state and bias the law.)
-
-    References:
-        Song et al. 2021, arXiv:2011.13456, Algorithms 4 and 5; Y. Song, S. Ermon, 2019, arXiv:1907.05600, Algorithm 1.
-    """
-
-    snr: float = 0.16
-    step_rule: str = "sigma"
-
-    def __post_init__(self) -> None:
-        require_float("snr", self.snr, 0.0, open_low=True)
-        require(self.step_rule in ("sigma", "batch_norms"), "step_rule", self.step_rule, "'sigma' or 'batch_norms'")
-
-    def correct(self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, noise: NoiseFn) -> Tensor:
-        score, z = denoiser(x, s).score, noise(x, s, s)
-        if self.step_rule == "sigma":
-            ratio = denoiser.sde.sigma(s)
-        else:
-            ratio = ops.per_example(z).norm(dim=1).mean() / ops.per_example(score).norm(dim=1).mean()
-        alpha_ts = denoiser.sde.alpha(t) / denoiser.sde.alpha(s)
-        size = 2.0 * (alpha_ts * self.snr * ratio) ** 2
-        return x + score * size + z * (2.0 * size).sqrt()
+from sde_diffusion.types import NoiseFn
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdentityPredictor(GridSampler):
+class IdentityPredictor(GridSampler[None]):
     """Changes the time and leaves the state: with a Langevin corrector, annealed Langevin dynamics."""
 
     order = None
@@ -73,21 +28,24 @@ class IdentityPredictor(GridSampler):
     reference = "Song & Ermon 2019, arXiv:1907.05600"
 
     def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
-    ) -> tuple[Tensor, Any]:
-        return x, state
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
+    ) -> tuple[Tensor, None]:
+        return x, None
 
 
 @SAMPLERS.register("pc")
 @dataclass(frozen=True, kw_only=True)
-class PredictorCorrector(GridSampler):
+class PredictorCorrector(GridSampler[object]):
     """A predictor's step from t to s, then ``corrector_steps`` corrections at s.
 
+    A part is given by its name; by a mapping of "name" and its own options, ``{"name": "ddim", "eta": 0.5}``; or as an
+    object. In the sampler it is the object: ``pc.predictor.eta``.
+
     Args:
-        predictor: the name of any grid sampler, or "identity".
-        corrector: "langevin", the name of a registered corrector, or "none".
+        predictor: any grid sampler, or "identity".
+        corrector: "langevin", a registered corrector, or "none".
         corrector_steps: corrections a step ≥ 1.
-        snr: signal-to-noise ratio of a Langevin correction; its ``step_rule`` is "sigma" or "batch_norms".
+        snr, step_rule: options of a corrector that is given by its name alone, as far as it has them.
 
     References:
         Song et al. 2021, arXiv:2011.13456, Algorithm 1 and Appendix G.
@@ -95,8 +53,8 @@ class PredictorCorrector(GridSampler):
 
     reference = "Song et al. 2021, arXiv:2011.13456, Alg. 1"
 
-    predictor: str = "reverse_diffusion"
-    corrector: str = "langevin"
+    predictor: str | Mapping[str, Any] | GridSampler[Any] = "reverse_diffusion"
+    corrector: str | Mapping[str, Any] | Corrector = "langevin"
     corrector_steps: int = 1
     snr: float = 0.16
     step_rule: str = "sigma"
@@ -104,51 +62,90 @@ class PredictorCorrector(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_int("corrector_steps", self.corrector_steps, 1)
-        self._parts()
+        require_float("snr", self.snr, 0.0, open_low=True)
+        object.__setattr__(self, "predictor", _predictor(self.predictor))
+        object.__setattr__(self, "corrector", self._built_corrector(self.corrector))
 
-    def _parts(self) -> tuple[GridSampler, Corrector | None]:
-        predictor = IdentityPredictor() if self.predictor == "identity" else SAMPLERS.build(self.predictor)
-        if not isinstance(predictor, GridSampler) or isinstance(predictor, PredictorCorrector):
-            raise InputError(
-                f"predictor={self.predictor!r}: expected a sampler that steps along a grid, or 'identity'; "
-                "this one has no single steps to correct"
-            )
-        if self.corrector == "none":
-            return predictor, None
-        options = {"snr": self.snr, "step_rule": self.step_rule}
-        known = CORRECTORS.config(self.corrector)
-        return predictor, CORRECTORS.build(self.corrector, **{k: v for k, v in options.items() if k in known})
+    def _built_corrector(self, given: str | Mapping[str, Any] | Corrector) -> Corrector | str:
+        if isinstance(given, Corrector) or given == "none":
+            return given
+        if isinstance(given, Mapping):
+            return CORRECTORS.build(**given)
+        flat = {"snr": self.snr, "step_rule": self.step_rule}
+        known = CORRECTORS.config(given)
+        return CORRECTORS.build(given, **{name: flat[name] for name in flat.keys() & known.keys()})
+
+    @property
+    def _moves(self) -> GridSampler[Any]:
+        return cast(GridSampler[Any], self.predictor)
+
+    @property
+    def _corrects(self) -> Corrector | None:
+        return self.corrector if isinstance(self.corrector, Corrector) else None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain values; a part with the options that its name alone gives it, as its name."""
+        found = super().options()
+        if self._corrects is not None:
+            name = CORRECTORS.name_of(self._corrects)
+            own = {"name": name, **vars(self._corrects)}
+            found["corrector"] = name if self._built_corrector(name) == self._corrects else own
+        if isinstance(self._moves, IdentityPredictor):
+            return found | {"predictor": "identity"}
+        name = SAMPLERS.name_of(self._moves)
+        same = SAMPLERS.build(name) == self._moves
+        return found | {"predictor": name if same else {"name": name, **self._moves.options()}}
 
     @property
     def order(self) -> float | None:
-        return self._parts()[0].order if self.corrector == "none" else 1
+        return self._moves.order if self._corrects is None else 1
 
     @property
     def stochastic(self) -> bool:
-        return self.corrector != "none" or self._parts()[0].stochastic
+        return self._corrects is not None or self._moves.stochastic
 
     @property
     def nfe_per_step(self) -> int | None:
-        predicted = self._parts()[0].nfe_per_step or 0
-        return predicted if self.corrector == "none" else predicted + self.corrector_steps
+        corrected = 0 if self._corrects is None else self.corrector_steps * self._corrects.nfe
+        return (self._moves.nfe_per_step or 0) + corrected
+
+    @property
+    def start_nfe(self) -> int:
+        return self._moves.start_nfe
 
     def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
-        """Correctors dominate many small steps: the stationary variance of unadjusted Langevin, V/(1 − ε/(2V))."""
-        if self.corrector != "langevin":
-            return variance
-        size = 2.0 * (self.snr * float(sde.sigma(torch.tensor(t, dtype=torch.float64)))) ** 2
-        return variance / (1.0 - size / (2.0 * variance))
+        """Corrections dominate many small steps."""
+        judge = self._moves if self._corrects is None else self._corrects
+        return judge.limit_variance(sde, t, variance)
 
-    def init(self, denoiser: DenoiserLike, x: Tensor, grid: Tensor) -> Any:
-        predictor, corrector = self._parts()
-        return predictor, corrector, predictor.init(denoiser, x, grid)
+    def init(self, denoiser: AbstractDenoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> object:
+        return self._moves.init(denoiser, x, levels)
 
     def step(
-        self, denoiser: DenoiserLike, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: NoiseFn
-    ) -> tuple[Tensor, Any]:
-        predictor, corrector, inner = state
-        x, inner = predictor.step(denoiser, x, t, s, inner, noise)
-        if corrector is not None:
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: object, noise: NoiseFn
+    ) -> tuple[Tensor, object]:
+        x, state = self._moves.step(denoiser, x, t, s, state, noise)
+        if isinstance(self.corrector, Corrector):
             for _ in range(self.corrector_steps):
-                x = corrector.correct(denoiser, x, t, s, noise)
-        return x, (predictor, corrector, inner)
+                x = self.corrector.correct(denoiser, x, t, s, noise)
+        return x, state
+
+
+def _predictor(given: str | Mapping[str, Any] | GridSampler[Any]) -> GridSampler[Any]:
+    """Return a predictor as an object.
+
+    Raises:
+        InputError: if it has no single steps to correct.
+    """
+    if isinstance(given, Mapping):
+        found = SAMPLERS.build(**given)
+    elif isinstance(given, str):
+        found = IdentityPredictor() if given == "identity" else SAMPLERS.build(given)
+    else:
+        found = given
+    if not isinstance(found, GridSampler) or isinstance(found, PredictorCorrector):
+        raise InputError(
+            f"predictor={given!r}: expected a sampler that steps along a grid, or 'identity'; "
+            "this one has no single steps to correct"
+        )
+    return found

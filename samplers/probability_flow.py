@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, Sampler, SampleResult, check_finite, ode_times
-from sde_diffusion.denoisers import CountedDenoiser
+from samplers.base import SAMPLERS, Path, Sampler, report
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.ode import ODE_METHODS, solve_ode
 from sde_diffusion.ops import expand
-from sde_diffusion.reverse import ProbabilityFlow as Flow
+from sde_diffusion.reverse import AngularFlow
 from sde_diffusion.types import Callback, NoiseFn
 
 
@@ -46,18 +47,17 @@ class ProbabilityFlow(Sampler):
         require(self.method in ODE_METHODS, "method", self.method, f"one of {', '.join(ODE_METHODS)}")
         require_int("max_steps", self.max_steps, 1)
 
-    def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
-        times = ode_times(denoiser.sde.T, self.stop_time(denoiser.sde), self.denoise)
-        flow = Flow(denoiser)
-        radius, angle = flow.radius(times[:2]), flow.angle(times[:2])
-        seen: Callback | None = None
-        if callback is not None:
-            callback(0, times[0], x)
-            report = callback
+    def integrate(
+        self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
+    ) -> Path:
+        times = torch.tensor([denoiser.sde.T, self.stop_time(denoiser.sde)], dtype=torch.float64)
+        flow = AngularFlow(denoiser)
+        radius, angle = flow.radius(times), flow.angle(times)
+        report(callback, 0, denoiser.sde.T, x)
 
-            def seen(step: int, phi: Tensor, w: Tensor) -> None:
-                t = flow.time(phi)
-                report(step, t, w * expand(flow.radius(t), w))
+        def seen(step: int, phi: Tensor, w: Tensor) -> None:
+            t = flow.time(phi)
+            report(callback, step, t, w * expand(flow.radius(t), w))
 
         solution = solve_ode(
             flow,
@@ -68,10 +68,7 @@ class ProbabilityFlow(Sampler):
             atol=self.atol,
             method=self.method,
             max_steps=self.max_steps,
-            on_step=seen,
+            on_step=None if callback is None else seen,
         )
-        x, nfe = solution.y * radius[1], solution.nfe
-        if self.denoise:
-            x, nfe = denoiser(x, times[1]).x0, nfe + 1
-        check_finite(x, self, solution.reasons)
-        return SampleResult(x, denoiser.nfe, nfe, times)
+        end = solution.y * radius[1]
+        return Path(end, times, needed=solution.nfe, asked=solution.evaluations, reasons=solution.reasons)

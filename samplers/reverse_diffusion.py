@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import SAMPLERS, LinearSampler
-from sde_diffusion.sdes import SDE
+from samplers.base import SAMPLERS
+from samplers.grid import GridSampler
+from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.levels import NoiseLevel, transition
+from sde_diffusion.ops import sqrt
+from sde_diffusion.types import NoiseFn
 
 
 @SAMPLERS.register("reverse_diffusion")
 @dataclass(frozen=True, kw_only=True)
-class ReverseDiffusion(LinearSampler):
+class ReverseDiffusion(GridSampler[None]):
     """x_s = (2 − α_{t|s}) x_t + σ²_{t|s} score + σ_{t|s} z.
 
     The forward step x_t = x_s + (α_{t|s} − 1) x_s + σ_{t|s} z is exact for every linear SDE; its drift and noise are
@@ -24,9 +28,11 @@ class ReverseDiffusion(LinearSampler):
 
     order = 1
     stochastic = True
+    nfe_per_step = 1
     reference = "Song et al. 2021, arXiv:2011.13456, Eq. 46"
-    view = "score"
 
-    def coefficients(self, sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha_ts, variance = sde.transition(t, s)
-        return 2.0 - alpha_ts, variance, variance.sqrt()
+    def step(
+        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
+    ) -> tuple[Tensor, None]:
+        alpha_ts, beta = transition(t, s)
+        return (2.0 - alpha_ts) * x + beta * denoiser(x, t).score + sqrt(beta) * noise(x, t, s), None

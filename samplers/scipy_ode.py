@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, Sampler, SampleResult, check_finite, ode_times
-from sde_diffusion.denoisers import CountedDenoiser
+from samplers.base import SAMPLERS, Path, Sampler, report
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float
-from sde_diffusion.reverse import ProbabilityFlow as Flow
+from sde_diffusion.reverse import AngularFlow
 from sde_diffusion.types import Callback, NoiseFn
 
 SCIPY_METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
@@ -51,12 +51,14 @@ class SciPyODE(Sampler):
         require_float("rtol", self.rtol, 0.0, open_low=True)
         require_float("atol", self.atol, 0.0, open_low=True)
 
-    def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
+    def integrate(
+        self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
+    ) -> Path:
         from scipy.integrate import solve_ivp
 
-        times = ode_times(denoiser.sde.T, self.stop_time(denoiser.sde), self.denoise)
-        flow = Flow(denoiser)
-        radius, angle = flow.radius(times[:2]), flow.angle(times[:2])
+        times = torch.tensor([denoiser.sde.T, self.stop_time(denoiser.sde)], dtype=torch.float64)
+        flow = AngularFlow(denoiser)
+        radius, angle = flow.radius(times), flow.angle(times)
         calls = 0
 
         def state(y: Any) -> Tensor:
@@ -66,7 +68,8 @@ class SciPyODE(Sampler):
             nonlocal calls
             now, w = torch.tensor(phi, dtype=torch.float64), state(y)
             if callback is not None:
-                callback(calls, flow.time(now), w * flow.radius(flow.time(now)))
+                t = flow.time(now)
+                report(callback, calls, float(t), w * flow.radius(t))
             calls += 1
             return flow(now, w).double().cpu().numpy().reshape(-1)
 
@@ -75,8 +78,4 @@ class SciPyODE(Sampler):
         if not solution.success or not np.isfinite(solution.y[:, -1]).all():
             reached = float(flow.time(torch.tensor(solution.t[-1])))
             raise InputError(f"method={self.method!r}: SciPy's solver gave up at t={reached:.6g}: {solution.message}")
-        x = state(solution.y[:, -1]) * radius[1]
-        if self.denoise:
-            x = denoiser(x, times[1]).x0
-        check_finite(x, self)
-        return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), times)
+        return Path(state(solution.y[:, -1]) * radius[1], times)

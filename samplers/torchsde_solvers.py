@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.base import SAMPLERS, Sampler, SampleResult, check_finite
-from sde_diffusion.denoisers import CountedDenoiser
+from samplers.base import SAMPLERS, Path, Sampler, report
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_int
 from sde_diffusion.reverse import TorchSDEReverse, TorchSDEReverseDiagonal
 from sde_diffusion.types import Callback, NoiseFn
@@ -42,8 +42,9 @@ TORCHSDE_METHODS = {
 class TorchSDE(Sampler):
     """``torchsde.sdeint`` with equal steps in t.
 
-    The Brownian path is drawn from the sampler's own noise, one stream a sample, as a Brownian interval that torchsde
-    queries: torchsde's own has one generator a batch, so that a sample would depend on its neighbours.
+    torchsde asks the sampler's own noise for its increments, one stream or one Brownian path a sample
+    (:class:`~sde_diffusion.BrownianPath`): its own interval has one generator a batch, so that a sample would depend on
+    its neighbours.
 
     Args:
         num_steps: steps ≥ 1, the denoising step included.
@@ -73,29 +74,30 @@ class TorchSDE(Sampler):
     def nfe_per_step(self) -> int | None:
         return TORCHSDE_METHODS[self.method].nfe_per_step
 
-    def _run(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None) -> SampleResult:
+    @property
+    def start_nfe(self) -> int:
+        return 1 if self.method == "reversible_heun" else 0
+
+    def integrate(
+        self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
+    ) -> Path:
         start, stop = denoiser.sde.T, self.stop_time(denoiser.sde)
         num_steps = self.num_steps - 1 if self.denoise else self.num_steps
         times = torch.linspace(start, stop, num_steps + 1, dtype=torch.float64)
-        if callback is not None:
-            callback(0, times[0], x)
+        report(callback, 0, start, x)
         if num_steps > 0:
             x = self._solve(denoiser, x, noise, num_steps, stop)
-            if callback is not None:
-                callback(num_steps, times[-1], x)
-        if self.denoise:
-            x = denoiser(x, times[-1]).x0
-            times = torch.cat([times, times.new_zeros(1)])
-        check_finite(x, self)
-        return SampleResult(x, denoiser.nfe, torch.full((x.shape[0],), denoiser.nfe), times)
+            report(callback, num_steps, stop, x)
+        return Path(x, times)
 
-    def _solve(self, denoiser: CountedDenoiser, x: Tensor, noise: NoiseFn, num_steps: int, stop: float) -> Tensor:
+    def _solve(self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, num_steps: int, stop: float) -> Tensor:
         import torchsde
 
-        class StreamedBrownianInterval(torchsde.BaseBrownian):  # type: ignore[misc]
-            """Increments W and space-time integrals U over successive intervals, from the sampler's noise.
+        class Increments(torchsde.BaseBrownian):  # type: ignore[misc]
+            """Increments W and space-time integrals U over the steps of the clock, from the sampler's noise.
 
-            Over an interval of length h: W = √h z₁ and U = ∫ (W_r − W_a) dr = h (W/2 + √(h/12) z₂).
+            Over an interval of length h: W = √h z₁ and U = ∫ (W_r − W_a) dr = h (W/2 + √(h/12) z₂), where z₁ belongs
+            to the interval and z₂ is fresh.
             """
 
             shape = (x.shape[0], x[0].numel())
@@ -103,21 +105,20 @@ class TorchSDE(Sampler):
             levy_area_approximation = "space-time"
 
             def __repr__(self) -> str:
-                return "StreamedBrownianInterval()"
+                return "Increments()"
 
             def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
-                t, s, h = reverse.time(ta), reverse.time(tb), tb - ta
-                w = noise(x, t, s).reshape(self.shape) * h.sqrt()
+                t, s = (denoiser.sde.at(reverse.time(clock)) for clock in (ta, tb))
+                h = float(tb - ta)
+                w = noise(x, t, s).reshape(self.shape) * h**0.5
                 if not return_U:
                     return w
-                z = noise(x, t, s).reshape(self.shape)
-                return w, h * (0.5 * w + z * (h / 12.0).sqrt())
+                z = noise(x, t, t).reshape(self.shape)
+                return w, h * (0.5 * w + z * (h / 12.0) ** 0.5)
 
         kind = TorchSDEReverseDiagonal if self.method == "reversible_heun" else TorchSDEReverse
         reverse = kind(denoiser, tuple(x.shape), num_steps, stop, TORCHSDE_METHODS[self.method].sde_type)
         clock = torch.tensor([0.0, float(num_steps)], dtype=torch.float64)
-        states = torchsde.sdeint(
-            reverse, x.reshape(x.shape[0], -1), clock, bm=StreamedBrownianInterval(), method=self.method, dt=1.0
-        )
-        end: Tensor = states[-1]
+        flat = x.reshape(x.shape[0], -1)
+        end: Tensor = torchsde.sdeint(reverse, flat, clock, bm=Increments(), method=self.method, dt=1.0)[-1]
         return end.reshape(x.shape)

@@ -1,6 +1,6 @@
 """Score-based diffusion models as stochastic differential equations.
 
-A forward SDE gives α(t) and σ(t); a denoiser gives one prediction with four views; a sampler (package ``samplers``)
+A forward SDE gives α(t) and σ(t); a denoiser gives one prediction with several views; a sampler (package ``samplers``)
 turns a denoiser and a time grid into samples.
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion import guidance
 from sde_diffusion.analytic import Empirical, Gaussian, GaussianMixture, Law
 from sde_diffusion.bounds import VariationalBound, continuous_bound, discrete_bound
-from sde_diffusion.denoisers import Denoiser, Prediction, TimeConditioning
+from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError
+from sde_diffusion.labels import NoiseLabel
+from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.likelihood import ErrorBudget, LikelihoodResult, bits_per_dim, log_likelihood
 from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.predictions import Prediction
 from sde_diffusion.reverse import forward_posterior
 from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, SubVPSDE
 
@@ -29,6 +33,7 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "AbstractDenoiser",
     "CosineVPSDE",
     "DDPMChain",
     "Denoiser",
@@ -40,11 +45,12 @@ __all__ = [
     "InputError",
     "Law",
     "LikelihoodResult",
+    "NoiseLabel",
+    "NoiseLevel",
     "NoiseStream",
     "Prediction",
     "Run",
     "SubVPSDE",
-    "TimeConditioning",
     "VariationalBound",
     "__version__",
     "bits_per_dim",
@@ -52,6 +58,7 @@ __all__ = [
     "discrete_bound",
     "fit",
     "forward_posterior",
+    "guidance",
     "load_pretrained",
     "log_likelihood",
     "open_run",

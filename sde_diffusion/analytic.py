@@ -11,22 +11,27 @@ References:
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sde_diffusion.denoisers import Prediction
+from sde_diffusion.denoisers import AbstractDenoiser, count_evaluation
 from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.ops import expand, per_example
+from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.ops import Number, per_example, per_sample
+from sde_diffusion.predictions import Prediction
 from sde_diffusion.sdes import SDE
 
 
-class Law(ABC):
+class Law(nn.Module, ABC):
     """A mixture of Gaussians over samples of any shape, and its noisy marginals under every SDE.
+
+    What it is made of are buffers, so that ``.to(device)`` takes it along.
 
     Attributes:
         shape: shape of one sample.
@@ -36,17 +41,21 @@ class Law(ABC):
 
     @abstractmethod
     def _log_components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return log w_k + log N(x; α m_k, α² Σ_k + σ² I), shape (B, K), for flat ``x`` (B, D); α and σ: (B or 1,)."""
+        """Return log w_k + log N(x; α m_k, α² Σ_k + σ² I), shape (B, K), for flat ``x`` (B, D); α and σ: (B,)."""
 
     @abstractmethod
     def _mean_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return Σ_k r_k E[x₀ | x, component k], shape (B, D), for responsibilities ``r`` (B, K)."""
 
     @abstractmethod
+    def _variance_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return the diagonal of Cov[x₀ | x], shape (B, D), for responsibilities ``r`` (B, K)."""
+
+    @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` samples, shape (n, *shape)."""
 
-    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Number | None = None) -> Tensor:
         """Log density in nats: (B, *) → (B,); of the data law, or of p_t under ``sde`` at ``t`` (shape () or (B,)).
 
         Raises:
@@ -54,29 +63,41 @@ class Law(ABC):
         """
         if (sde is None) != (t is None):
             raise InputError("sde and t: expected both or neither; p_t needs the SDE and the time")
-        if sde is None or t is None:
-            alpha, sigma = x.new_ones(1), x.new_zeros(1)
-        else:
-            alpha, sigma = _row(sde.alpha(t), x), _row(sde.sigma(t), x)
-        return self._log_components(per_example(x), alpha, sigma).logsumexp(dim=1)
+        alpha: Number = 1.0
+        sigma: Number = 0.0
+        if sde is not None and t is not None:
+            level = sde.at(t)
+            alpha, sigma = level.alpha, level.sigma
+        return self._log_components(per_example(x), per_sample(alpha, x), per_sample(sigma, x)).logsumexp(dim=1)
 
-    def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return E[x₀ | α x₀ + σ ε = x], shape (B, *), for α and σ of shape () or (B,)."""
-        flat, a, s = per_example(x), _row(alpha, x), _row(sigma, x)
+    def posterior_mean(self, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
+        """Return E[x₀ | α x₀ + σ ε = x], shape (B, *), for α and σ that are numbers or of shape () or (B,)."""
+        flat, a, s = per_example(x), per_sample(alpha, x), per_sample(sigma, x)
         responsibilities = self._log_components(flat, a, s).softmax(dim=1)
         return self._mean_of_components(responsibilities, flat, a, s).reshape(x.shape)
 
-    def score(self, x: Tensor, sde: SDE, t: Tensor) -> Tensor:
+    def posterior_variance(self, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
+        """Return the diagonal of Cov[x₀ | α x₀ + σ ε = x], shape (B, *), for α and σ as in :meth:`posterior_mean`."""
+        flat, a, s = per_example(x), per_sample(alpha, x), per_sample(sigma, x)
+        responsibilities = self._log_components(flat, a, s).softmax(dim=1)
+        return self._variance_of_components(responsibilities, flat, a, s).reshape(x.shape)
+
+    def score(self, x: Tensor, sde: SDE, t: Number) -> Tensor:
         """Return ∇ log p_t(x), shape (B, *)."""
-        return self.denoiser(sde)(x, t).score
+        return AnalyticDenoiser(self, sde)(x, t).score
+
+    def prior_kl(self, sde: SDE) -> Tensor | None:
+        """Return KL(p_T ‖ prior) ≥ 0, nats, (), where it has a closed form; else None."""
+        return None
 
     def denoiser(self, sde: SDE) -> AnalyticDenoiser:
-        """Return the exact denoiser of this law under ``sde``."""
-        return AnalyticDenoiser(self, sde)
+        """Return the exact denoiser of this law under ``sde``; moving it to a device leaves the law where it is."""
+        return AnalyticDenoiser(copy.deepcopy(self), sde)
 
 
-class AnalyticDenoiser:
-    """The posterior mean of a law, as a denoiser: exact in every view.
+@final
+class AnalyticDenoiser(AbstractDenoiser):
+    """The posterior mean of a law, as a denoiser: exact in every view, and with the posterior's variance.
 
     Args:
         law: the law of the data.
@@ -84,22 +105,19 @@ class AnalyticDenoiser:
     """
 
     def __init__(self, law: Law, sde: SDE) -> None:
-        self.law, self.sde = law, sde
+        super().__init__(sde)
+        self.law = law
 
-    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
-        """Evaluate at ``x`` (B, *) and ``t`` (() or (B,)); the law knows no conditioning."""
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
+        """Evaluate at ``x`` (B, *) and ``t``; the law knows no conditions."""
+        level = self.level(t)
+        alpha, sigma = level.alpha, level.sigma
         mean = self.law.posterior_mean(x, alpha, sigma)
-        return Prediction(mean, "x0", x, expand(alpha, x), expand(sigma, x))
+        count_evaluation(x.shape[0])
+        return Prediction(x, level.like(x), {"x0": mean}, spread=lambda: self.law.posterior_variance(x, alpha, sigma))
 
-    def round_t(self, t: Tensor) -> Tensor:
-        """Every time is exact."""
-        return t
-
-
-def _row(a: Tensor, x: Tensor) -> Tensor:
-    """Return a time's quantity as (B or 1,) in the dtype and on the device of ``x``, without a host sync."""
-    return x.new_ones(1) * a if a.ndim == 0 else a.to(x)
+    def prior_kl(self) -> Tensor | None:
+        return self.law.prior_kl(self.sde)
 
 
 class GaussianMixture(Law):
@@ -114,12 +132,19 @@ class GaussianMixture(Law):
         InputError: if the shapes do not fit or a covariance is not positive semi-definite.
     """
 
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    _spectrum: Tensor
+    _basis: Tensor
+
     def __init__(
         self,
         weights: Sequence[float] | Tensor,
         means: Sequence[Sequence[float]] | Tensor,
         covariances: Sequence[Sequence[Sequence[float]]] | Tensor,
     ) -> None:
+        super().__init__()
         w, m, c = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
         require(w.ndim == 1 and bool((w >= 0).all()) and float(w.sum()) > 0, "weights", w.tolist(), "K numbers ≥ 0")
         require(m.ndim == 2 and len(m) == len(w), "means", tuple(m.shape), f"shape ({len(w)}, D)")
@@ -131,9 +156,11 @@ class GaussianMixture(Law):
         require(
             bool((spectrum >= -1e-10 * scale).all()), "covariances", spectrum.min().item(), "no negative eigenvalue"
         )
-        self.weights, self.means, self.covariances = w / w.sum(), m, c
         self.shape = (d,)
-        self._spectrum, self._basis = spectrum.clamp_min(0.0), basis  # Σ_k = U diag(λ) Uᵀ
+        own = {"weights": w / w.sum(), "means": m, "covariances": c}
+        own |= {"_spectrum": spectrum.clamp_min(0.0), "_basis": basis}  # Σ_k = U diag(λ) Uᵀ
+        for name, tensor in own.items():
+            self.register_buffer(name, tensor)
 
     def _project(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return Uᵀ(x − α m_k) and the variances α² λ + σ² along the axes, both (B, K, D)."""
@@ -146,11 +173,21 @@ class GaussianMixture(Law):
         log_density = -0.5 * (gap**2 / variance + (2.0 * math.pi * variance).log()).sum(dim=-1)
         return self.weights.log().to(x) + log_density
 
-    def _mean_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def _component_means(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E[x₀ | x, component k] and the variances along the component's axes, both (B, K, D)."""
         gap, variance = self._project(x, alpha, sigma)
-        gain = alpha[:, None, None] * self._spectrum.to(x) / variance
-        shift = torch.einsum("bke,kde->bkd", gain * gap, self._basis.to(x))
-        return torch.einsum("bk,bkd->bd", r, self.means.to(x) + shift)
+        share = self._spectrum.to(x) / variance
+        shift = torch.einsum("bke,kde->bkd", alpha[:, None, None] * share * gap, self._basis.to(x))
+        return self.means.to(x) + shift, (sigma**2)[:, None, None] * share
+
+    def _mean_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.einsum("bk,bkd->bd", r, self._component_means(x, alpha, sigma)[0])
+
+    def _variance_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        means, along_axes = self._component_means(x, alpha, sigma)
+        within = torch.einsum("bke,kde->bkd", along_axes, self._basis.to(x) ** 2)
+        between = (means - torch.einsum("bk,bkd->bd", r, means)[:, None]) ** 2
+        return torch.einsum("bk,bkd->bd", r, within + between)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         require_int("n", n, 1)
@@ -174,8 +211,8 @@ class Gaussian(GaussianMixture):
 
     def prior_kl(self, sde: SDE) -> Tensor:
         """Return KL(p_T ‖ prior) ≥ 0, nats, float64, (): what the SDE's prior costs the mean log-likelihood."""
-        T = torch.tensor(sde.T, dtype=torch.float64)
-        alpha, sigma = sde.alpha(T) / sde.prior_std, sde.sigma(T) / sde.prior_std
+        level = sde.at(sde.T)
+        alpha, sigma = level.alpha / sde.prior_std, level.sigma / sde.prior_std
         variance = alpha**2 * self._spectrum[0] + sigma**2
         kl: Tensor = 0.5 * ((variance - 1.0 - variance.log()).sum() + (alpha * self.means[0]).square().sum())
         return kl
@@ -189,26 +226,37 @@ class Empirical(Law):
         bandwidth: standard deviation of the kernel ≥ 0; 0 leaves points, whose density exists at t > 0 only.
     """
 
+    data: Tensor
+
     def __init__(self, data: Tensor, bandwidth: float = 0.0) -> None:
+        super().__init__()
         require(data.ndim >= 2 and len(data) > 0, "data", tuple(data.shape), "shape (N, *) with N ≥ 1")
         require(bool(torch.isfinite(data).all()), "data", "…", "finite numbers")
         require_float("bandwidth", bandwidth, 0.0)
-        self.data, self.bandwidth = data.double(), float(bandwidth)
+        self.register_buffer("data", data.double())
+        self.bandwidth = float(bandwidth)
         self.shape = tuple(data.shape[1:])
-        self._flat = per_example(self.data)
 
     def _log_components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         variance = (alpha * self.bandwidth) ** 2 + sigma**2
         # |x − α m|² = α² |x/α − m|², by differences: the expanded square cancels to nothing at small σ.
-        gaps = torch.cdist(x / alpha[:, None], self._flat.to(x), compute_mode="donot_use_mm_for_euclid_dist")
+        gaps = torch.cdist(
+            x / alpha[:, None], per_example(self.data).to(x), compute_mode="donot_use_mm_for_euclid_dist"
+        )
         squared = (alpha[:, None] * gaps) ** 2
-        norm = 0.5 * x.shape[1] * (2.0 * math.pi * variance).log() + math.log(len(self._flat))
+        norm = 0.5 * x.shape[1] * (2.0 * math.pi * variance).log() + math.log(len(self.data))
         return -0.5 * squared / variance[:, None] - norm[:, None]
 
     def _mean_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         gain = alpha * self.bandwidth**2 / ((alpha * self.bandwidth) ** 2 + sigma**2)
-        mean = r @ self._flat.to(x)
+        mean = r @ per_example(self.data).to(x)
         return mean + gain[:, None] * (x - alpha[:, None] * mean)
+
+    def _variance_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        kernel = (alpha * self.bandwidth) ** 2 + sigma**2
+        flat = per_example(self.data).to(x)
+        spread = (r @ flat**2 - (r @ flat) ** 2).clamp_min(0.0)  # of the examples; each mean moves by σ²/kernel of it
+        return ((self.bandwidth * sigma) ** 2 / kernel)[:, None] + (sigma**2 / kernel)[:, None] ** 2 * spread
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         require_int("n", n, 1)

@@ -29,13 +29,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.noise import NoiseStream
-from sde_diffusion.ops import expand, per_example
-from sde_diffusion.reverse import posterior_coefficients, reverse_variance, variance_weight
+from sde_diffusion.ops import Number, log, per_example
+from sde_diffusion.reverse import posterior_coefficients, require_variance, reverse_variance
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import require_falling
-from sde_diffusion.types import DenoiserLike
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,20 @@ def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
 
     Its mean over data bounds KL(p_T ‖ prior), the mismatch of the prior, because KL is convex.
     """
-    flat = per_example(x0)
-    T = torch.tensor(sde.T, dtype=torch.float64)
-    alpha, sigma = float(sde.alpha(T)) / sde.prior_std, float(sde.sigma(T)) / sde.prior_std
-    return 0.5 * (flat.shape[1] * (sigma**2 - 1.0 - 2.0 * math.log(sigma)) + (alpha * flat).square().sum(dim=1))
+    flat, level = per_example(x0), sde.at(sde.T)
+    alpha, sigma = level.alpha / sde.prior_std, level.sigma / sde.prior_std
+    kl: Tensor = 0.5 * (flat.shape[1] * (sigma**2 - 1.0 - 2.0 * log(sigma)) + (alpha * flat).square().sum(dim=1))
+    return kl
 
 
-def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return Σ log N(x; mean, std²) over components in nats, (B, *) → (B,); ``std`` is 0-dimensional."""
+def gaussian_log_prob(x: Tensor, mean: Tensor, std: Number) -> Tensor:
+    """Return Σ log N(x; mean, std²) over components in nats, (B, *) → (B,); ``std`` is a number, or 0-dimensional."""
     size = per_example(x).shape[1]
     squares = per_example(x - mean).square().sum(dim=1) / std**2
-    return -0.5 * (squares + size * (2.0 * math.pi * std**2).log())
+    return -0.5 * (squares + size * log(2.0 * math.pi * std**2))
 
 
-def level_log_prob(x: Tensor, mean: Tensor, std: Tensor, cell: float) -> Tensor:
+def level_log_prob(x: Tensor, mean: Tensor, std: Number, cell: float) -> Tensor:
     """Return the log mass that N(mean, std²) gives the cells of grey levels ``x``, (B, *) → (B,), nats.
 
     The cell of the level at x is [x − cell/2, x + cell/2]; those of −1 and 1 reach to infinity.
@@ -98,26 +99,27 @@ def level_log_prob(x: Tensor, mean: Tensor, std: Tensor, cell: float) -> Tensor:
     return per_example(log_high + torch.log1p(-torch.exp(log_low - log_high))).sum(dim=1)
 
 
-def _reconstruction(denoiser: DenoiserLike, x: Tensor, x0: Tensor, t: Tensor, cell: float | None) -> Tensor:
+def _reconstruction(denoiser: AbstractDenoiser, x: Tensor, x0: Tensor, t: NoiseLevel, cell: float | None) -> Tensor:
     """Return −log p(x₀ | x_t) under N(x̂₀, σ_t²), (B,)."""
-    mean, std = denoiser(x, t).x0, denoiser.sde.sigma(t)
+    mean, std = denoiser(x, t).x0, t.sigma
     log_prob = gaussian_log_prob(x0, mean, std) if cell is None else level_log_prob(x0, mean, std, cell)
     return -log_prob
 
 
-def truncation_term(denoiser: DenoiserLike, x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_t = α x₀ + σ ε, (B, *), and log p(x₀ | x_t) − log q(x_t | x₀), (B,), nats, at a small time ``t`` ().
+def truncation_term(denoiser: AbstractDenoiser, x0: Tensor, t: Number, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x_t = α x₀ + σ ε, (B, *), and log p(x₀ | x_t) − log q(x_t | x₀), (B,), nats, at a small time ``t``.
 
     log p(x₀) ≥ E[log p_t(x_t) + log p(x₀ | x_t) − log q(x_t | x₀)] is the bound through the time at which a likelihood
     is truncated; what it adds to log p_t is this term.
     """
-    mean, std = denoiser.sde.marginal_prob(x0, t)
-    x = mean + std * eps
-    return x, -_reconstruction(denoiser, x, x0, t, None) - gaussian_log_prob(x, mean, std)
+    level = denoiser.sde.at(t)
+    mean = level.alpha * x0
+    x = mean + level.sigma * eps
+    return x, -_reconstruction(denoiser, x, x0, level, None) - gaussian_log_prob(x, mean, level.sigma)
 
 
 def discrete_bound(
-    denoiser: DenoiserLike,
+    denoiser: AbstractDenoiser,
     x0: Tensor,
     times: Tensor,
     noise: NoiseStream,
@@ -148,20 +150,20 @@ def discrete_bound(
     at_prior = abs(float(times[0]) - sde.T) < 1e-9
     require(at_prior, "times", times.flatten()[:4].tolist(), f"times that fall from T={sde.T:g}, where the prior is")
     _check_cell(cell)
-    variance_weight(variance)  # refuse it before anything is computed
+    require_variance(variance)  # refuse it before anything is computed
     terms = []
-    size = per_example(x0).shape[1]
-    for i, (t, s) in enumerate(pairwise(times.unbind()), start=1):
-        mean, std = sde.marginal_prob(x0, t)
-        gap = per_example(x0 - denoiser(mean + std * noise(x0), t).x0).square().sum(dim=1)
-        _, of_x0, exact = posterior_coefficients(sde, t, s)
-        reverse = reverse_variance(sde, t, s, variance)
+    levels = sde.levels(times)
+    for i, (t, s) in enumerate(pairwise(levels), start=1):
+        prediction = denoiser(t.alpha * x0 + t.sigma * noise(x0), t)
+        _, of_x0, exact = posterior_coefficients(t, s)
+        reverse = reverse_variance(prediction, t, s, variance)
         ratio = exact / reverse
-        terms.append(0.5 * (size * (ratio - 1.0 - ratio.log()) + of_x0**2 / reverse * gap))
+        kl = 0.5 * (ratio - 1.0 - log(ratio) + of_x0**2 / reverse * (x0 - prediction.x0).square())
+        terms.append(per_example(kl).sum(dim=1))
         if on_step is not None:
             on_step(i)
-    mean, std = sde.marginal_prob(x0, times[-1])
-    reconstruction = _reconstruction(denoiser, mean + std * noise(x0), x0, times[-1], cell)
+    last = levels[-1]
+    reconstruction = _reconstruction(denoiser, last.alpha * x0 + last.sigma * noise(x0), x0, last, cell)
     if on_step is not None:
         on_step(len(times))
     between = torch.stack(terms) if terms else x0.new_zeros(0, len(x0))
@@ -170,7 +172,7 @@ def discrete_bound(
 
 
 def continuous_bound(
-    denoiser: DenoiserLike,
+    denoiser: AbstractDenoiser,
     x0: Tensor,
     noise: NoiseStream,
     *,
@@ -208,8 +210,9 @@ def continuous_bound(
         u = noise.uniform(1, x0.device)[:, 0]
         t = sde.time_of_log_snr(high + (i // 2 + u) / (draws // 2) * (low - high))
         eps = noise(x0)
-        mean, std = sde.marginal_prob(x0, t)
-        error = per_example(eps - denoiser(mean + expand(std, x0) * eps, t).eps).square().sum(dim=1)
+        level = sde.at(t)
+        here = level.like(x0)
+        error = per_example(eps - denoiser(here.alpha * x0 + here.sigma * eps, level).eps).square().sum(dim=1)
         terms.append(0.5 * (high - low).to(error) / draws * error)
         times.append(t)
         if on_step is not None:
@@ -217,9 +220,8 @@ def continuous_bound(
     between = torch.stack(terms)
     pairs = between.reshape(draws // 2, 2, -1)
     std_error = (pairs[:, 0] - pairs[:, 1]).square().sum(dim=0).sqrt()  # Var(a + b) = E(a − b)² of independent a, b
-    first = ends[0].cpu()
-    mean, std = sde.marginal_prob(x0, first)
-    reconstruction = _reconstruction(denoiser, mean + std * noise(x0), x0, first, cell)
+    first = sde.at(t_min)
+    reconstruction = _reconstruction(denoiser, first.alpha * x0 + first.sigma * noise(x0), x0, first, cell)
     if on_step is not None:
         on_step(draws + 1)
     return VariationalBound(prior_kl(sde, x0), between, reconstruction, torch.stack(times), std_error)

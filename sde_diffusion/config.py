@@ -16,8 +16,10 @@ from torch import Tensor, nn
 import samplers
 from samplers import SAMPLERS, Sampler
 from sde_diffusion.data import DATASETS, Dataset, train_batch
-from sde_diffusion.denoisers import CONDITIONINGS, Denoiser
+from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
+from sde_diffusion.guidance import THRESHOLDS
+from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute
@@ -48,7 +50,9 @@ def default_config() -> ConfigDict:
     config.network = _choice(NETWORKS, "unet")
     config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=(1,), attention=())
     config.denoiser = ConfigDict({"prediction": "v", "sigma_data": 0.0})
-    config.denoiser.conditioning = _choice(CONDITIONINGS, "log_snr")
+    config.denoiser.noise_label = _choice(NOISE_LABELS, "log_snr")
+    # In sampling alone, a bound on each predicted x₀; with the samplers named, or all.
+    config.denoiser.thresholding = _choice(THRESHOLDS, "none", samplers=())
     config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
     config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
     config.training = ConfigDict(dict(vars(TrainingOptions())))
@@ -65,7 +69,7 @@ def paper_config() -> ConfigDict:
     config.threads = 0
     config.data.name = "cifar10"
     config.denoiser.prediction = "eps"
-    config.denoiser.conditioning.name = "scaled"
+    config.denoiser.noise_label.name = "scaled"
     config.loss.times.name = "uniform"
     config.loss.weighting.name = "simple"
     config.training = ConfigDict(dict(vars(TrainingOptions())))
@@ -166,9 +170,23 @@ def build_denoiser(config: ConfigDict, network: nn.Module, sde: SDE | None = Non
         network,
         sde or build_sde(config),
         prediction=config.denoiser.prediction,
-        conditioning=_build(CONDITIONINGS, config.denoiser.conditioning),
+        noise_label=_build(NOISE_LABELS, config.denoiser.noise_label),
         sigma_data=config.denoiser.sigma_data or None,
     )
+
+
+def thresholds(config: ConfigDict, sampler: str = "") -> bool:
+    """Return whether ``config.denoiser.thresholding`` bounds what a sampler, by its name, draws from."""
+    chosen = config.denoiser.thresholding
+    return chosen.name != "none" and (not chosen.samplers or sampler in chosen.samplers)
+
+
+def threshold(config: ConfigDict, denoiser: AbstractDenoiser, sampler: str = "") -> AbstractDenoiser:
+    """Return what a sampler draws from: a denoiser with ``config.denoiser.thresholding`` around it, if that applies."""
+    if not thresholds(config, sampler):
+        return denoiser
+    found: AbstractDenoiser = _build(THRESHOLDS, config.denoiser.thresholding, denoiser=denoiser)
+    return found
 
 
 def build_loss(config: ConfigDict) -> DenoisingScoreMatching:

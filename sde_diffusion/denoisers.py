@@ -1,225 +1,178 @@
-"""The one contract between networks and everything else: a prediction with four views.
+"""The one contract between networks and everything else: a state and a time in, a prediction out.
 
-A network is trained to predict one of x₀, ε, v or the score from x_t = α x₀ + σ ε. All four carry the same information:
-
-    given      x₀                        ε                       v = α ε − σ x₀          score = −ε/σ
-    x₀         x₀                        (x − α x₀)/σ            from x₀, ε              (α x₀ − x)/σ²
-    ε          (x − σ ε)/α               ε                       from x₀, ε              −ε/σ
-    v          (α x − σ v)/(α² + σ²)     (σ x + α v)/(α² + σ²)   v                       −ε/σ
-    score      (x + σ² score)/α          −σ score                from x₀, ε              score
-
-What differs between the networks of DDPM, NCSN and their successors is which of the four they predict and how they are
-told the time; both are arguments of :class:`Denoiser`.
-
-References:
-    P. Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011, Neural Computation 23(7).
-    B. Efron, "Tweedie's Formula and Selection Bias", 2011; C. Luo, "Understanding Diffusion Models: A Unified
-    Perspective", 2022, arXiv:2208.11970, Eqs. 131-133. v: T. Salimans, J. Ho, 2022, arXiv:2202.00512, Appendix D.
+A network is trained to predict one view of x_t = α x₀ + σ ε (:mod:`sde_diffusion.predictions`). What differs between
+the networks of DDPM, NCSN and their successors is which, and how they are told the noise level; both are arguments of
+:class:`Denoiser`. Exact laws are denoisers too, and so is whatever wraps one: guidance, a bound on x₀.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.ops import expand
-from sde_diffusion.registry import Registry, hint
+from sde_diffusion.errors import InputError, require, require_float
+from sde_diffusion.labels import NOISE_LABELS, LogSNR, NoiseLabel
+from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.ops import Number, per_sample, sqrt
+from sde_diffusion.predictions import VIEWS, Prediction, solve_x0
+from sde_diffusion.registry import hint
 from sde_diffusion.sdes import SDE
-from sde_diffusion.types import DenoiserLike
 
-PREDICTIONS = ("x0", "eps", "v", "score")
-
-CONDITIONINGS: Registry[TimeConditioning] = Registry("conditioning")
+PREDICTIONS = (*VIEWS, "edm")
 
 
-def view_of(view: str, kind: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """Return p and q such that the view is p·x + q·raw for a raw output of the given kind: the table above.
+@dataclass
+class Evaluations:
+    """What a draw has asked of networks so far: rows of their inputs, and calls."""
+
+    rows: int = 0
+    calls: int = 0
+
+    def of_a_sample(self, batch: int) -> int | float:
+        """Return the evaluations of each of ``batch`` samples: rows ÷ batch, whole where it is."""
+        return self.rows / batch if self.rows % batch else self.rows // batch
+
+
+_COUNTED: ContextVar[Evaluations | None] = ContextVar("evaluations", default=None)
+
+
+@contextmanager
+def counted() -> Iterator[Evaluations]:
+    """Count the evaluations within; of this thread and task alone, and of the innermost count."""
+    evaluations = Evaluations()
+    token = _COUNTED.set(evaluations)
+    try:
+        yield evaluations
+    finally:
+        _COUNTED.reset(token)
+
+
+def count_evaluation(rows: int) -> None:
+    """Note one evaluation of a network, or of what stands for one, on ``rows`` states."""
+    evaluations = _COUNTED.get()
+    if evaluations is not None:
+        evaluations.rows += rows
+        evaluations.calls += 1
+
+
+class AbstractDenoiser(nn.Module, ABC):
+    """Predicts x₀ and ε from a noisy state: what samplers, losses and likelihoods are given.
+
+    One's own derives from it and writes :meth:`forward`; one that asks another denoiser (guidance, a bound) holds it as
+    a submodule, so that ``.to``, ``.device`` and ``parameters`` reach it, and leaves counting to it; one that is its
+    own model calls :func:`count_evaluation`.
 
     Args:
-        view, kind: each one of ``PREDICTIONS``.
-        alpha, sigma: α and σ, of any shape.
-    """
-    if view == kind:
-        return 0.0, 1.0
-    if view == "score":
-        p, q = view_of("eps", kind, alpha, sigma)
-        return -p / sigma, -q / sigma
-    if view == "v":
-        (p_eps, q_eps), (p_x0, q_x0) = view_of("eps", kind, alpha, sigma), view_of("x0", kind, alpha, sigma)
-        return alpha * p_eps - sigma * p_x0, alpha * q_eps - sigma * q_x0
-    if kind == "v":
-        norm = alpha**2 + sigma**2
-        return (alpha / norm, -sigma / norm) if view == "x0" else (sigma / norm, alpha / norm)
-    if view == "x0":
-        return 1.0 / alpha, sigma**2 / alpha if kind == "score" else -sigma / alpha
-    return (0.0, -sigma) if kind == "score" else (1.0 / sigma, -alpha / sigma)
-
-
-class Prediction:
-    """One network output at (x, t), seen as ``x0``, ``eps``, ``v`` or ``score``; each is computed when asked for.
-
-    Args:
-        raw: the output, shape (B, *).
-        kind: what it predicts, one of ``PREDICTIONS``.
-        x: the state, shape (B, *).
-        alpha, sigma: α(t) and σ(t), 0-dimensional or broadcastable against ``x``.
+        sde: the forward SDE.
     """
 
-    __slots__ = ("alpha", "kind", "raw", "sigma", "x")
+    sde: SDE
 
-    def __init__(self, raw: Tensor, kind: str, x: Tensor, alpha: Tensor, sigma: Tensor) -> None:
-        self.raw, self.kind, self.x, self.alpha, self.sigma = raw, kind, x, alpha, sigma
-
-    def _view(self, view: str) -> Tensor:
-        if view == self.kind:
-            return self.raw
-        p, q = view_of(view, self.kind, self.alpha, self.sigma)
-        return p * self.x + q * self.raw
-
-    @property
-    def x0(self) -> Tensor:
-        """The posterior mean E[x₀ | x_t]."""
-        return self._view("x0")
-
-    @property
-    def eps(self) -> Tensor:
-        """The expected noise E[ε | x_t]."""
-        return self._view("eps")
-
-    @property
-    def v(self) -> Tensor:
-        """The velocity v = α ε − σ x₀."""
-        return self._view("v")
-
-    @property
-    def score(self) -> Tensor:
-        """The score ∇ log p_t(x) = −ε/σ."""
-        return self._view("score")
-
-
-class TimeConditioning(ABC):
-    """How a network is told the time."""
+    def __init__(self, sde: SDE) -> None:
+        super().__init__()
+        require(isinstance(sde, SDE), "sde", sde, "an SDE such as VPSDE()")
+        self.sde = sde
 
     @abstractmethod
-    def label(self, t: Tensor, sde: SDE) -> Tensor:
-        """Return the number the network is given for time ``t``, in the shape of ``t``."""
+    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
+        """Predict.
+
+        Args:
+            x: state, (B, *).
+            t: noise level, or time in (0, T]: a number, or a tensor () or (B,).
+            conditions: what the user conditions on.
+        """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction: ...
 
     def round_t(self, t: Tensor) -> Tensor:
-        """Return the nearest time that the network was trained on; the identity for continuous time."""
+        """Return the times nearest to ``t`` that the model was trained on; the identity for continuous time."""
         return t
 
+    def prior_kl(self) -> Tensor | None:
+        """Return KL(p_T ‖ prior), nats, (), where the law of the data is known; else None."""
+        return None
 
-@CONDITIONINGS.register("scaled")
-@dataclass(frozen=True)
-class Scaled(TimeConditioning):
-    """label = scale · t; 999 t is what the continuous VP networks of score SDE are given."""
+    def level(self, t: NoiseLevel | Number) -> NoiseLevel:
+        """Return the noise level at ``t``."""
+        return t if isinstance(t, NoiseLevel) else self.sde.at(t)
 
-    scale: float = 999.0
-
-    def __post_init__(self) -> None:
-        require_float("scale", self.scale, 0.0, open_low=True)
-
-    def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return self.scale * t
-
-
-@CONDITIONINGS.register("discrete")
-@dataclass(frozen=True)
-class Discrete(TimeConditioning):
-    """label = N t − 1, the index 0 … N − 1 of DDPM's chain at t = i/N. Between those times the label is fractional."""
-
-    num_train_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        require_int("num_train_steps", self.num_train_steps, 1)
-
-    def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return self.num_train_steps * t - 1.0
-
-    def round_t(self, t: Tensor) -> Tensor:
-        return (t * self.num_train_steps).round().clamp(1, self.num_train_steps) / self.num_train_steps
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are, or else its buffers; the CPU if it has none."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
 
-@CONDITIONINGS.register("reversed")
-@dataclass(frozen=True)
-class Reversed(TimeConditioning):
-    """label = (N − 1)(1 − t), which counts NCSN's noise levels t = i/(N − 1) from the largest; fractional in between.
-
-    The last of them, t = 0, is no time of an SDE here: the smallest level is the one before it.
-    """
-
-    num_train_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        require_int("num_train_steps", self.num_train_steps, 2)
-
-    def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return (self.num_train_steps - 1) * (1.0 - t)
-
-    def round_t(self, t: Tensor) -> Tensor:
-        last = self.num_train_steps - 1
-        return (t * last).round().clamp(1, last) / last
-
-
-@CONDITIONINGS.register("log_sigma")
-@dataclass(frozen=True)
-class LogSigma(TimeConditioning):
-    """label = log(scale·σ(t)), what the continuous VE networks of score SDE are given.
-
-    Theirs have data in [0, 1]. Data in [−1, 1] are twice as large, and so is their noise: the label is then log(σ/2),
-    scale ½.
-    """
-
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_float("scale", self.scale, 0.0, open_low=True)
-
-    def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return (self.scale * sde.sigma(t)).log()
-
-
-@CONDITIONINGS.register("log_snr")
-@dataclass(frozen=True)
-class LogSNR(TimeConditioning):
-    """label = −scale · λ(t) with λ = log(α²/σ²), the same for every SDE; EDM's ¼ log σ is scale ⅛.
-
-    The network then changes with the noise level alone, and as slowly as the noise does: label 999 t turns the fastest
-    feature of a sinusoidal embedding 159 times between 0 and T, which an ODE solver has to follow (see the findings).
-
-    References:
-        Karras et al. 2022, arXiv:2206.00364, Table 1 (c_noise); Kingma et al. 2021, arXiv:2107.00630, Section 3.3.
-    """
-
-    scale: float = 0.125
-
-    def __post_init__(self) -> None:
-        require_float("scale", self.scale, 0.0, open_low=True)
-
-    def label(self, t: Tensor, sde: SDE) -> Tensor:
-        return -self.scale * sde.log_snr(t)
-
-
-class Denoiser:
-    """A network, the SDE it was trained for, what it predicts and how it is told the time.
+class Wrapper(AbstractDenoiser):
+    """A denoiser around another, whose SDE and times it shares.
 
     Args:
-        net: called as ``net(x, label, **conditioning)`` with ``x`` (B, *) and ``label`` (B,) in ``x``'s dtype; returns
-            (B, *).
+        denoiser: the other.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser) -> None:
+        require(isinstance(denoiser, AbstractDenoiser), "denoiser", denoiser, "a denoiser such as Denoiser(net, sde)")
+        super().__init__(denoiser.sde)
+        self.denoiser = denoiser
+
+    def round_t(self, t: Tensor) -> Tensor:
+        return self.denoiser.round_t(t)
+
+
+@final
+class Given(Wrapper):
+    """A denoiser with conditions filled in.
+
+    Args:
+        denoiser: the denoiser.
+        conditions: passed on to it at every call.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser, conditions: Mapping[str, Any]) -> None:
+        super().__init__(denoiser)
+        self.conditions = dict(conditions)
+
+    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
+        return self.denoiser(x, t, **self.conditions, **conditions)
+
+    def prior_kl(self) -> Tensor | None:
+        return self.denoiser.prior_kl()
+
+
+@final
+class Denoiser(AbstractDenoiser):
+    """A network, the SDE it was trained for, what it predicts and how it is told the noise level.
+
+    With ``prediction="edm"`` its output F is preconditioned, x̂₀ = c_skip x/α + c_out F with ρ = σ/α,
+    c_skip = σ_d²/(ρ² + σ_d²), c_out = ρ σ_d/√(ρ² + σ_d²); with the label and the scaling of its input that are then the
+    default it is EDM's network under any SDE.
+
+    Args:
+        net: a module or a function, called as ``net(x, label, **conditions)`` with ``x`` (B, *) and ``label`` (B,) in
+            ``x``'s dtype; returns (B, *), or (B, 2C, *) for C channels: the second half then is the learned range of
+            the reverse variance, ``variance_fraction`` = (output + 1)/2 (Nichol & Dhariwal 2021, arXiv:2102.09672).
         sde: the forward SDE.
-        prediction: "x0", "eps", "v" or "score".
-        conditioning: a :class:`TimeConditioning`, or the name of one ("scaled", "discrete", "log_sigma").
+        prediction: "x0", "eps", "v", "score", "velocity" or "edm".
+        noise_label: a :class:`NoiseLabel`, or the name of one; by default −λ/8 with λ = log SNR, of unit size.
         sigma_data: standard deviation of the data; when given, the network sees x/√(α² sigma_data² + σ²), of variance
-            1 at all times (Karras et al. 2022, arXiv:2206.00364, Table 1, c_in).
+            1 at all times. "edm" takes 0.5 where it is not given.
 
     Raises:
-        InputError: on an unknown prediction or conditioning.
+        InputError: on an unknown prediction or label, an SDE that is none, a bad ``sigma_data``.
+
+    References:
+        Karras et al. 2022, arXiv:2206.00364, Eq. 7 and Table 1.
     """
 
     def __init__(
@@ -227,85 +180,56 @@ class Denoiser:
         net: Callable[..., Tensor],
         sde: SDE,
         prediction: str = "eps",
-        conditioning: TimeConditioning | str = "scaled",
+        noise_label: NoiseLabel | str | None = None,
         sigma_data: float | None = None,
     ) -> None:
+        super().__init__(sde)
         if prediction not in PREDICTIONS:
             near = hint(str(prediction), list(PREDICTIONS))
             raise InputError(f"prediction={prediction!r}: unknown{near} known: {', '.join(PREDICTIONS)}")
-        require(isinstance(sde, SDE), "sde", sde, "an SDE such as VPSDE()")
         if sigma_data is not None:
             require_float("sigma_data", sigma_data, 0.0, open_low=True)
         self.net = net
-        self.sde = sde
         self.prediction = prediction
-        self.conditioning = CONDITIONINGS.build(conditioning) if isinstance(conditioning, str) else conditioning
-        self.sigma_data = sigma_data
-        self._table: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._points: Sequence[Tensor] = ()
+        self.noise_label = NOISE_LABELS.build(noise_label) if isinstance(noise_label, str) else noise_label or LogSNR()
+        self.sigma_data = 0.5 if sigma_data is None and prediction == "edm" else sigma_data
 
-    def tabulated(self, grid: Tensor, points: Sequence[Tensor]) -> Denoiser:
-        """Return this denoiser with α, σ and label of a whole grid computed at once; its predictions are the same.
-
-        One by one, these dozens of operations on single numbers cost more than a sampler's step on the state.
-
-        Args:
-            grid: times (N,) on the CPU.
-            points: the same times as N 0-dimensional tensors, which later calls must pass as they are.
-        """
-        other = copy.copy(self)
-        rows = zip(*(column.unbind() for column in self._at(grid)), strict=True)
-        other._table = {id(t): row for t, row in zip(points, rows, strict=True)}
-        other._points = points  # keeps the ids theirs
-        return other
-
-    def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return α, σ and the label at ``t``."""
-        return self.sde.alpha(t), self.sde.sigma(t), self.conditioning.label(t, self.sde)
-
-    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
+    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
         """Evaluate the network once.
 
-        Args:
-            x: state, shape (B, *).
-            t: time in (0, T], shape () or (B,).
-            conditioning: passed on to the network.
+        Raises:
+            InputError: if its output has neither the shape of ``x`` nor twice its channels.
         """
-        alpha, sigma, label = self._table.get(id(t)) or self._at(t)
-        alpha, sigma = expand(alpha, x), expand(sigma, x)
-        # A CPU scalar times a device tensor needs no copy and no sync; moving the scalar would.
-        label = x.new_ones(x.shape[0]) * label if label.ndim == 0 else label.to(device=x.device, dtype=x.dtype)
-        seen = x if self.sigma_data is None else x * ((alpha * self.sigma_data) ** 2 + sigma**2).rsqrt()
-        return Prediction(self.net(seen, label, **conditioning), self.prediction, x, alpha, sigma)
+        level = self.level(t)
+        label = per_sample(self.noise_label(level), x)
+        level = level.like(x)
+        seen = x if self.sigma_data is None else x / _size(level, self.sigma_data)
+        raw = self.net(seen, label, **conditions)
+        count_evaluation(x.shape[0])
+        raw, fraction = (raw, None) if raw.shape == x.shape else _halves(raw, x)
+        if self.sigma_data is None or self.prediction != "edm":
+            return Prediction(x, level, {self.prediction: raw}, None, fraction)
+        return Prediction(x, level, {"x0": _edm(x, level, raw, self.sigma_data)}, None, fraction)
 
     def round_t(self, t: Tensor) -> Tensor:
-        """Return the times nearest to ``t`` that the network was trained on."""
-        return self.conditioning.round_t(t)
+        return self.noise_label.round_t(t)
 
 
-class CountedDenoiser:
-    """A denoiser with its conditioning filled in, its evaluations counted and its x₀ kept within ±``clip`` if not 0."""
+def _size(level: NoiseLevel, sigma_data: float) -> Number:
+    """Return √(α² σ_d² + σ²), the standard deviation of a state."""
+    return sqrt((level.alpha * sigma_data) ** 2 + level.sigma**2)
 
-    def __init__(self, denoiser: DenoiserLike, conditioning: dict[str, Any], clip: float = 0.0) -> None:
-        self._denoiser, self._conditioning, self._clip = denoiser, conditioning, clip
-        self.nfe = 0
 
-    @property
-    def sde(self) -> SDE:
-        return self._denoiser.sde
+def _edm(x: Tensor, level: NoiseLevel, raw: Tensor, sigma_data: float) -> Tensor:
+    """Return x̂₀ of a preconditioned output: F = a x₀ + b ε with a = σ/(σ_d s), b = −α σ_d/s, s = √(α² σ_d² + σ²)."""
+    size = _size(level, sigma_data)
+    return solve_x0(x, level, raw, level.sigma / (sigma_data * size), -level.alpha * sigma_data / size)
 
-    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
-        self.nfe += 1
-        prediction = self._denoiser(x, t, **self._conditioning, **conditioning)
-        if not self._clip:
-            return prediction
-        x0 = prediction.x0.clamp(-self._clip, self._clip)
-        return Prediction(x0, "x0", x, prediction.alpha, prediction.sigma)
 
-    def round_t(self, t: Tensor) -> Tensor:
-        return self._denoiser.round_t(t)
-
-    def tabulate(self, grid: Tensor, points: Sequence[Tensor]) -> None:
-        """Let a network's denoiser compute what depends on time alone for the whole grid at once."""
-        if isinstance(self._denoiser, Denoiser):
-            self._denoiser = self._denoiser.tabulated(grid, points)
+def _halves(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance fraction of an output with twice the channels of ``x``."""
+    doubled = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    expected = f"an output of shape {tuple(x.shape)}, or {doubled} with a variance"
+    require(raw.shape == doubled, "net", tuple(raw.shape), expected)
+    mean, spread = raw.chunk(2, dim=1)
+    return mean, 0.5 * (spread + 1.0)

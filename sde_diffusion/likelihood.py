@@ -1,7 +1,7 @@
 """Exact log-likelihood of a denoiser by the probability-flow ODE, and what its errors are.
 
 The probability flow carries data to noise along a deterministic path, so log-density changes by the divergence of its
-slope. In the angle φ = atan(σ/α) with w = x/r, r = √(α² + σ²) (:class:`~sde_diffusion.reverse.ProbabilityFlow`),
+slope. In the angle φ = atan(σ/α) with w = x/r, r = √(α² + σ²) (:class:`~sde_diffusion.reverse.AngularFlow`),
 
     log p(x) = log prior(x_T) + D log(r_T/r_min) + ∫ div(dw/dφ) dφ,        φ from φ(t_min) to φ(T).
 
@@ -28,13 +28,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.bounds import prior_kl, truncation_term
-from sde_diffusion.denoisers import CountedDenoiser
+from sde_diffusion.denoisers import AbstractDenoiser, Given
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example
-from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.types import DenoiserLike
+from sde_diffusion.reverse import AngularFlow
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBE_LAWS = ("rademacher", "gaussian")
@@ -95,7 +94,7 @@ def _directions(x: Tensor, divergence: str, probes: int, law: str, noise: NoiseS
     if divergence == "exact":
         size = per_example(x).shape[1]
         return [range(first, min(first + rows, size)) for first in range(0, size, rows)]
-    drawn = torch.stack([noise(x).clone() for _ in range(probes)])
+    drawn = torch.stack([noise(x) for _ in range(probes)])
     if law == "rademacher":
         drawn = torch.where(drawn < 0.0, -1.0, 1.0).to(x)
     return list(torch.split(drawn, rows))
@@ -120,7 +119,7 @@ def _products(slope: Tensor, w: Tensor, directions: Sequence[Tensor | range]) ->
 
 
 def _check(
-    denoiser: DenoiserLike, x: Tensor, divergence: str, probes: int, probe_law: str, t_min: float | None
+    denoiser: AbstractDenoiser, x: Tensor, divergence: str, probes: int, probe_law: str, t_min: float | None
 ) -> float:
     """Check the arguments and return the time to start at."""
     require(
@@ -143,7 +142,7 @@ def _check(
 
 
 def _solve(
-    flow: ProbabilityFlow,
+    flow: AngularFlow,
     x: Tensor,
     directions: list[Tensor | range],
     exact: bool,
@@ -176,7 +175,7 @@ def _solve(
 
 
 def log_likelihood(
-    denoiser: DenoiserLike,
+    denoiser: AbstractDenoiser,
     x: Tensor,
     *,
     divergence: str = "hutchinson",
@@ -190,7 +189,7 @@ def log_likelihood(
     method: str = "dopri5",
     max_steps: int = 1000,
     check: int = 4,
-    **conditioning: Any,
+    **conditions: Any,
 ) -> LikelihoodResult:
     """Return log p_{t_min}(x) under the probability-flow ODE, nats, each sample solved on its own.
 
@@ -209,7 +208,7 @@ def log_likelihood(
         max_steps: step attempts after which a sample is given up.
         check: number of samples that are solved twice more, for the budget's solver and truncation errors; 0 leaves
             those NaN.
-        conditioning: passed on to the network.
+        conditions: passed on to the denoiser.
 
     Raises:
         InputError: on a bad argument, data that are not finite, or a denoiser without a gradient.
@@ -218,7 +217,7 @@ def log_likelihood(
     require_int("check", check, 0)
     require_int("first_index", first_index, 0)
     exact = divergence == "exact"
-    flow = ProbabilityFlow(CountedDenoiser(denoiser, conditioning))
+    flow = AngularFlow(Given(denoiser, conditions))
     times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
 
     def solve(x: Tensor, rtol: float, atol: float) -> tuple[ODESolution, Tensor, Tensor]:
@@ -240,13 +239,13 @@ def log_likelihood(
         if len(some):
             _, tighter, _ = solve(some, 0.1 * rtol, 0.1 * atol)
             solver = mean_and_error(tighter.mean(dim=0) - log_prob[: len(some)])
-            eps = NoiseStream(seed + 1, range(first_index, first_index + len(some)))(some).clone()
+            eps = NoiseStream(seed + 1, range(first_index, first_index + len(some)))(some)
             noisy, term = truncation_term(flow.denoiser, some, times[0], eps)
             _, from_noisy, _ = solve(noisy, rtol, atol)
             truncation = mean_and_error(from_noisy.mean(dim=0) + term - log_prob[: len(some)])
 
-    exact_kl = getattr(getattr(denoiser, "law", None), "prior_kl", None)
-    kl = prior_kl(denoiser.sde, x) if exact_kl is None else exact_kl(denoiser.sde)
+    exact_kl = denoiser.prior_kl()
+    kl = prior_kl(denoiser.sde, x) if exact_kl is None else exact_kl
     budget = ErrorBudget(
         probes=float((std_error**2).nanmean().sqrt() / math.sqrt(len(x))),
         solver=solver,
@@ -275,7 +274,7 @@ class Tolerance:
     sufficient: bool
 
 
-def choose_tolerance(denoiser: DenoiserLike, x: Tensor, num_samples: int, **options: Any) -> Tolerance:
+def choose_tolerance(denoiser: AbstractDenoiser, x: Tensor, num_samples: int, **options: Any) -> Tolerance:
     """Return the largest tolerance whose solver error is below a tenth of the statistical error of the mean.
 
     A few samples are solved at falling tolerances. Each rung is judged by its change over one and over two rungs below,

@@ -29,10 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require_float, require_int
 from sde_diffusion.noise import NoiseStream
-from sde_diffusion.ops import expand, mean_per_example
+from sde_diffusion.ops import mean_per_example
+from sde_diffusion.predictions import VIEWS
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE
 
@@ -222,32 +223,33 @@ class DenoisingScoreMatching:
     weighting: Weighting
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, noise: NoiseStream, **conditioning: Any
+        self, denoiser: AbstractDenoiser, x0: Tensor, noise: NoiseStream, **conditions: Any
     ) -> tuple[Tensor, Tensor]:
         """Draw a time and a noise for each example.
 
         Args:
             x0: data, shape (B, *).
             noise: one stream an example.
+            conditions: passed on to the denoiser.
 
         Returns:
             The loss of each example, (B,), whose mean estimates the weighted loss over ``times``, and the times.
         """
         u = noise.uniform(1, x0.device)[:, 0]
         t, factor = self.times(denoiser.sde, u)
-        return factor.to(x0) * self.at(denoiser, x0, t, noise(x0), **conditioning), t
+        return factor.to(x0) * self.at(denoiser, x0, t, noise(x0), **conditions), t
 
-    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **conditioning: Any) -> Tensor:
-        """Return w(t) mean (ε̂ − ε)² of each example, (B,), at given times (B,) and noise (B, *)."""
-        sde = denoiser.sde
-        alpha, sigma = expand(sde.alpha(t), x0), expand(sde.sigma(t), x0)
-        raw = denoiser(alpha * x0 + sigma * eps, t, **conditioning).raw
-        if denoiser.prediction == "x0":  # (ε̂ − ε) = −(α/σ)(x̂₀ − x₀)
-            target, factor = x0, alpha / sigma
-        elif denoiser.prediction == "v":  # (ε̂ − ε) = α/(α² + σ²) (v̂ − v)
-            target, factor = alpha * eps - sigma * x0, alpha / (alpha**2 + sigma**2)
-        elif denoiser.prediction == "score":  # (ε̂ − ε) = −σ (ŝ + ε/σ)
-            target, factor = -eps / sigma, sigma
-        else:
-            target, factor = eps, torch.ones_like(sigma)
-        return self.weighting(sde, t).to(x0) * mean_per_example((factor * (raw - target)).square())
+    def at(self, denoiser: AbstractDenoiser, x0: Tensor, t: Tensor, eps: Tensor, **conditions: Any) -> Tensor:
+        """Return w(t) mean (ε̂ − ε)² of each example, (B,), at given times (B,) and noise (B, *).
+
+        The view w = a x₀ + b ε that the denoiser gives is compared with its target: its error is that of ε times Δ/α,
+        Δ = α b − σ a (:mod:`sde_diffusion.predictions`).
+        """
+        level = denoiser.sde.at(t)
+        here = level.like(x0)
+        prediction = denoiser(here.alpha * x0 + here.sigma * eps, level, **conditions)
+        name, found = next(iter(prediction.given.items()))
+        a, b = VIEWS[name](here)
+        factor = here.alpha / (here.alpha * b - here.sigma * a)
+        error = mean_per_example((factor * (found - (a * x0 + b * eps))).square())
+        return self.weighting(denoiser.sde, t).to(x0) * error

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require_int
+from sde_diffusion.levels import NoiseLevel
 
 _AHEAD = 1 << 18
 _GAMMA = 0x9E3779B97F4A7C15
@@ -60,14 +61,24 @@ def splitmix64(seeds: Tensor, positions: Tensor) -> Tensor:
     return _hash_(state, torch.empty_like(state), _MIX64)
 
 
+def sample_keys(seed: int, indices: Sequence[int]) -> Tensor:
+    """Return the key of each sample under a seed, int64, (B,).
+
+    Raises:
+        InputError: unless the seed is a whole number ≥ 0.
+    """
+    require_int("seed", seed, 0)
+    return splitmix64(torch.tensor(_signed(seed)), torch.as_tensor(indices, dtype=torch.int64))
+
+
 def generators(keys: Tensor, draws: Tensor) -> Tensor:
     """Return start and increment of the generator of each draw of each sample: int32, (D, B, 2).
 
     Args:
         keys: one a sample, int64, (B,).
-        draws: their numbers, int64, (D,).
+        draws: their numbers, int64, (D,), or (D, B) where each sample has its own.
     """
-    both = splitmix64(keys, draws[:, None])[..., None].view(torch.int32)
+    both = splitmix64(keys, draws if draws.ndim == 2 else draws[:, None])[..., None].view(torch.int32)
     both[..., 1].bitwise_or_(1)
     return both
 
@@ -75,37 +86,40 @@ def generators(keys: Tensor, draws: Tensor) -> Tensor:
 class Words:
     """Words of some draws of many samples at a time, in memory that is kept between calls.
 
-    Fresh memory would cost more than the arithmetic done in it.
-
     Args:
         draws, batch, size: the shape of what a call returns.
         device: where it is computed.
-
-    Attributes:
-        spare: float32, of the same shape; a call uses it, between calls it is free.
     """
 
     def __init__(self, draws: int, batch: int, size: int, device: torch.device) -> None:
         self._positions = torch.arange(size, dtype=torch.int32, device=device)
         self._words = torch.empty(draws, batch, size, dtype=torch.int32, device=device)
-        self.spare = torch.empty(draws, batch, size, device=device)
 
     def fits(self, draws: int, size: int, device: torch.device) -> bool:
         """Return whether this is what makes ``draws`` draws of ``size`` words on ``device``."""
         return (draws, size, device) == (len(self._words), len(self._positions), self._words.device)
 
-    def __call__(self, generators: Tensor) -> Tensor:
-        """Return the first words of generators, (draws, B, 2): int32, (draws, B, size), good until the next call."""
+    def __call__(self, generators: Tensor, spare: Tensor | None = None) -> Tensor:
+        """Return the first words of generators, (draws, B, 2): int32, (draws, B, size), good until the next call.
+
+        Args:
+            spare: int32 memory of that shape which may be overwritten.
+        """
         torch.mul(self._positions, generators[..., 1:], out=self._words).add_(generators[..., :1])
-        return _hash_(self._words, self.spare.view(torch.int32), _MIX32)
+        return _hash_(self._words, torch.empty_like(self._words) if spare is None else spare, _MIX32)
+
+    def normals(self, generators: Tensor) -> Tensor:
+        """Return the first normals of generators, (draws, B, 2): float32, (draws, B, size), in memory of their own."""
+        z = torch.empty(self._words.shape, device=self._words.device)
+        # A word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
+        return z.copy_(self(generators, z.view(torch.int32))).mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0))
 
 
 class NoiseStream:
     """Standard normal noise, one independent stream a sample; the default :data:`~sde_diffusion.types.NoiseFn`.
 
     Every call takes the next draw of all streams. Several small draws are made in one go (up to 2¹⁸ numbers), which
-    costs half as much as one by one and changes none of them. What a call returns may be changed in place, and is
-    overwritten by a later call: whoever keeps it keeps a copy.
+    costs half as much as one by one and changes none of them. What a call returns is its caller's to keep.
 
     Args:
         seed: any whole number ≥ 0.
@@ -113,8 +127,7 @@ class NoiseStream:
     """
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        require_int("seed", seed, 0)
-        self._keys = splitmix64(torch.tensor(_signed(seed)), torch.as_tensor(indices, dtype=torch.int64))
+        self._keys = sample_keys(seed, indices)
         self._draw = 0  # the next one
         self._generators = torch.empty(0, 0, 2)  # of coming draws, (draws, B, 2) …
         self._generators_from = 0  # … the first of which is this one
@@ -122,7 +135,8 @@ class NoiseStream:
         self._ready: tuple[Tensor, ...] = (torch.empty(0),)  # normals of coming draws, in the shape asked for …
         self._ready_from = 0  # … the first of which is this one
 
-    def _next_words(self, size: int, draws: int, device: torch.device) -> Tensor:
+    def _next(self, size: int, draws: int, device: torch.device) -> tuple[Words, Tensor]:
+        """Return what makes the words of the next draws, and their generators."""
         made, first = self._generators, self._draw - self._generators_from
         if made.device != device or first + draws > len(made):
             self._keys = self._keys.to(device)
@@ -132,17 +146,15 @@ class NoiseStream:
             self._generators, self._generators_from = made, self._draw
         if not self._words.fits(draws, size, device):
             self._words = Words(draws, len(self._keys), size, device)
-        return self._words(made[first : first + draws])
+        return self._words, made[first : first + draws]
 
     def _prepare(self, x: Tensor) -> None:
         size = math.prod(x.shape[1:])
-        words = self._next_words(size, min(8, max(1, _AHEAD // (size * len(self._keys)))), x.device)
-        # A word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
-        normals = self._words.spare.copy_(words).mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0))
-        self._ready, self._ready_from = normals.view(-1, *x.shape).unbind(), self._draw
+        words, made = self._next(size, min(8, max(1, _AHEAD // (size * len(self._keys)))), x.device)
+        self._ready, self._ready_from = words.normals(made).view(-1, *x.shape).unbind(), self._draw
 
-    def __call__(self, x: Tensor, t: Tensor | None = None, s: Tensor | None = None) -> Tensor:
-        """Return the next noise in the shape, dtype and device of ``x`` (B, *); the times do not matter here."""
+    def __call__(self, x: Tensor, t: NoiseLevel | None = None, s: NoiseLevel | None = None) -> Tensor:
+        """Return the next noise in the shape, dtype and device of ``x`` (B, *); the levels do not matter here."""
         draw, z = self._draw - self._ready_from, self._ready[0]
         if draw >= len(self._ready) or z.shape != x.shape or z.device != x.device:
             self._prepare(x)
@@ -152,6 +164,7 @@ class NoiseStream:
 
     def uniform(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """Return the next draw as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""
-        bits = self._next_words(2 * size, 1, torch.device(device))[0].view(torch.int64) >> 11
+        words, made = self._next(2 * size, 1, torch.device(device))
+        bits = words(made)[0].view(torch.int64) >> 11
         self._draw += 1
         return bits.bitwise_and_((1 << 53) - 1).to(torch.float64).add_(0.5).mul_(2.0**-53)

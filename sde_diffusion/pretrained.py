@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-import samplers
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.stored_config import merge
+from sde_diffusion.stored_config import merge, modern
 from sde_diffusion.training import checkpoints, shipped
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 
@@ -67,14 +66,11 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
         given["data"].update(shape=shape, levels=levels)
     pretrained = loader.load(path, given if describes else None)
 
-    values = {key: value for key, value in pretrained.config.items() if key != "data"}
+    values = modern({key: value for key, value in pretrained.config.items() if key != "data"})
     data = dict(pretrained.config["data"])
     shape, levels = tuple(data.pop("shape")), data.pop("levels")
     resolved = ConfigDict(config.to_dict())
     merge(resolved, values, path)
-    if pretrained.clip:
-        for name in samplers.names():
-            resolved.sampler[name].clip = pretrained.clip
     if resolved.data == configuration.default_config().data:  # nobody has chosen other data
         merge(resolved, {"data": data}, path)
         if configuration.known_shape(resolved) != shape and "name" not in data:
@@ -94,7 +90,8 @@ def load_pretrained(
     """Return a denoiser with trained weights, ready to be sampled.
 
     What goes with sampling is not in it but in the configuration that the commands read: for "fashion_mnist" ``heun``
-    has ``t_min=0.08``, for a folder of diffusers whose scheduler has ``clip_sample`` every sampler ``clip=1.0``.
+    has ``t_min=0.08``, for a folder of diffusers whose scheduler bounds x₀ there is a ``denoiser.thresholding``, which
+    here is one of :mod:`sde_diffusion.guidance` around the denoiser.
 
     Args:
         path: a checkpoint of score_sde_pytorch, a folder of diffusers, a workdir of ours, or the name of a run that

@@ -85,6 +85,17 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
+    def name_of(self, part: object) -> str:
+        """Return the name of the class that ``part`` is of.
+
+        Raises:
+            InputError: if it is not registered.
+        """
+        for name, entry in self._entries.items():
+            if entry is type(part):
+                return name
+        raise InputError(f"{self.kind}={part!r}: {type(part).__name__} is not registered; known: {', '.join(self)}")
+
     def config(self, name: str) -> dict[str, Any]:
         """Return the options of an entry that have a default, and the defaults."""
         parameters = inspect.signature(self[name]).parameters.values()

@@ -16,48 +16,78 @@ import math
 import torch
 from torch import Tensor
 
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError
-from sde_diffusion.ops import expand
+from sde_diffusion.levels import NoiseLevel, transition
+from sde_diffusion.ops import Number, expand, like
+from sde_diffusion.predictions import Prediction
 from sde_diffusion.sdes import SDE
-from sde_diffusion.types import DenoiserLike
+
+PREDICTED = "predicted"
+"""The reverse variance that the prediction tells."""
 
 
-def reverse_drift(denoiser: DenoiserLike, x: Tensor, t: Tensor) -> Tensor:
-    """Return the drift f x − g² score of the reverse SDE, shape (B, *), at ``x`` (B, *) and ``t`` (() or (B,))."""
-    f, g = denoiser.sde.coefficients(t)
-    return expand(f, x) * x - expand(g**2, x) * denoiser(x, t).score
+def reverse_drift(denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel | Number) -> Tensor:
+    """Return the drift f x − g² score of the reverse SDE, shape (B, *), at ``x`` (B, *) and ``t`` (a level or time)."""
+    level = denoiser.level(t)
+    here = level.like(x)
+    return here.f * x - here.g**2 * denoiser(x, level).score
 
 
-def posterior_coefficients(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a, b and β̃ of the forward posterior q(x_s | x_t, x₀) = N(a x_t + b x₀, β̃ I), s < t, in the shape of ``t``.
+def posterior_coefficients(t: NoiseLevel, s: NoiseLevel) -> tuple[Number, Number, Number]:
+    """Return a, b and β̃ of the forward posterior q(x_s | x_t, x₀) = N(a x_t + b x₀, β̃ I), s < t.
 
     a = α_{t|s} σ_s²/σ_t²,  b = α_s σ²_{t|s}/σ_t²,  β̃ = σ²_{t|s} σ_s²/σ_t².
     """
-    alpha_ts, beta = sde.transition(t, s)
-    ratio = (sde.sigma(s) / sde.sigma(t)) ** 2
-    return alpha_ts * ratio, sde.alpha(s) * beta / sde.sigma(t) ** 2, beta * ratio
+    alpha_ts, beta = transition(t, s)
+    ratio = (s.sigma / t.sigma) ** 2
+    return alpha_ts * ratio, s.alpha * beta / t.sigma**2, beta * ratio
 
 
-def forward_posterior(sde: SDE, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def forward_posterior(sde: SDE, x: Tensor, x0: Tensor, t: Number, s: Number) -> tuple[Tensor, Tensor]:
     """Return mean, (B, *), and variance, shape of ``t``, of q(x_s | x_t, x₀) for every linear SDE and any s < t.
 
     Args:
         x: x_t, (B, *).
         x0: x₀, (B, *).
-        t, s: times, () or (B,).
+        t, s: times: numbers, or tensors () or (B,).
 
     References:
         Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7; for any two times Kingma et al. 2021, arXiv:2107.00630, Eq. 27.
     """
-    of_x, of_x0, variance = posterior_coefficients(sde, t, s)
-    return expand(of_x, x) * x + expand(of_x0, x) * x0, variance
+    of_x, of_x0, variance = posterior_coefficients(sde.at(t), sde.at(s))
+    mean = like(of_x, x) * x + like(of_x0, x) * x0
+    return mean, variance if isinstance(variance, Tensor) else torch.tensor(variance, dtype=torch.float64)
 
 
-def reverse_variance(sde: SDE, t: Tensor, s: Tensor, variance: str | float) -> Tensor:
-    """Return the reverse variance β^w β̃^{1−w} of the step from ``t`` to ``s``, w as :func:`variance_weight` says."""
-    _, beta = sde.transition(t, s)
-    _, _, exact = posterior_coefficients(sde, t, s)
-    return beta * (exact / beta) ** (1.0 - variance_weight(variance))
+def reverse_variance(prediction: Prediction, t: NoiseLevel, s: NoiseLevel, variance: str | float) -> Number:
+    """Return the variance of the reverse step from ``t`` to ``s``, a number or (B, *).
+
+    With β = σ²_{t|s} and β̃ of the forward posterior it is β^w β̃^{1−w}, where w is 0 for "posterior", 1 for "beta", or
+    the number that ``variance`` is. "predicted" takes what the prediction tells: w from its ``variance_fraction``, or
+    from Cov[x₀ | x_t] the exact variance of x_s given x_t, β̃ + b² Var[x₀ | x_t] with b = α_s σ²_{t|s}/σ_t².
+
+    Raises:
+        InputError: if ``variance`` is none of these, or the prediction tells nothing of its variance.
+
+    References:
+        Ho et al. 2020, arXiv:2006.11239, Section 3.2. Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15. F. Bao et al.,
+        "Analytic-DPM", 2022, arXiv:2201.06503, Theorem 1.
+    """
+    _, beta = transition(t, s)
+    _, of_x0, exact = posterior_coefficients(t, s)
+    weight: Number
+    if variance != PREDICTED:
+        weight = variance_weight(variance)
+    elif prediction.variance_fraction is not None:
+        weight = prediction.variance_fraction
+    elif prediction.variance is not None:
+        return exact + of_x0**2 * prediction.variance
+    else:
+        raise InputError(
+            f"variance={variance!r}: expected a network with a variance among its outputs, or a law; take 'posterior'"
+        )
+    return beta * (exact / beta) ** (1.0 - weight)
 
 
 def variance_weight(variance: str | float) -> float:
@@ -71,11 +101,21 @@ def variance_weight(variance: str | float) -> float:
     except (TypeError, ValueError):
         weight = math.nan
     if not 0.0 <= weight <= 1.0:
-        raise InputError(f"variance={variance!r}: expected 'posterior', 'beta' or a number in [0, 1]")
+        raise InputError(f"variance={variance!r}: expected 'posterior', 'beta', 'predicted' or a number in [0, 1]")
     return weight
 
 
-class ProbabilityFlow:
+def require_variance(variance: str | float) -> None:
+    """Refuse what :func:`reverse_variance` has no meaning for.
+
+    Raises:
+        InputError: names it.
+    """
+    if variance != PREDICTED:
+        variance_weight(variance)
+
+
+class AngularFlow:
     """The probability-flow ODE in the angle φ = atan(σ/α), where it is the same for every SDE.
 
     With r = √(α² + σ²), α = r cos φ, σ = r sin φ and the state w = x/r = cos φ x₀ + sin φ ε,
@@ -92,7 +132,7 @@ class ProbabilityFlow:
         denoiser: the model.
     """
 
-    def __init__(self, denoiser: DenoiserLike) -> None:
+    def __init__(self, denoiser: AbstractDenoiser) -> None:
         self.denoiser = denoiser
 
     def angle(self, t: Tensor) -> Tensor:
@@ -108,9 +148,9 @@ class ProbabilityFlow:
         return (self.denoiser.sde.alpha(t) ** 2 + self.denoiser.sde.sigma(t) ** 2).sqrt()
 
     def __call__(self, angle: Tensor, w: Tensor) -> Tensor:
-        """Return dw/dφ, shape (B, *), at angles () or (B,) and states ``w`` (B, *); one network evaluation."""
-        t = self.time(angle)
-        prediction = self.denoiser(w * expand(self.radius(t), w), t)
+        """Return dw/dφ, shape (B, *), at angles () or (B,) and states ``w`` (B, *); one evaluation of the denoiser."""
+        level = self.denoiser.sde.at(self.time(angle))
+        prediction = self.denoiser(w * like(level.radius, w), level)
         return expand(angle.cos(), w) * prediction.eps - expand(angle.sin(), w) * prediction.x0
 
 
@@ -133,7 +173,7 @@ class TorchSDEReverse:
     noise_type = "additive"
 
     def __init__(
-        self, denoiser: DenoiserLike, shape: tuple[int, ...], num_steps: int, t_min: float, sde_type: str = "ito"
+        self, denoiser: AbstractDenoiser, shape: tuple[int, ...], num_steps: int, t_min: float, sde_type: str = "ito"
     ) -> None:
         self.denoiser, self.shape, self.sde_type = denoiser, shape, sde_type
         self.step_size = (denoiser.sde.T - t_min) / num_steps

@@ -27,8 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sde_diffusion import levels
 from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.ops import expand, per_example
+from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.ops import Number, expand, per_example
 from sde_diffusion.registry import Registry
 
 SDES: Registry[SDE] = Registry("sde")
@@ -74,13 +76,13 @@ class SDE(ABC):
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return 0.5 * (low + high)
 
-    def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α_{t|s} and σ²_{t|s} of the forward transition p(x_t | x_s) for s ≤ t.
+    def at(self, t: Number) -> NoiseLevel:
+        """Return the noise level at a time: floats for a number or a grid's time, tensors for a time of each sample."""
+        return levels.at(self, t)
 
-        α_{t|s} = α_t/α_s and σ²_{t|s} = σ_t² − α_{t|s}² σ_s², for every linear SDE.
-        """
-        ratio = self.alpha(t) / self.alpha(s)
-        return ratio, (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp_min(0.0)
+    def levels(self, times: Tensor) -> list[NoiseLevel]:
+        """Return the noise levels of times (N,) on the CPU, computed at once."""
+        return levels.on_grid(self, times)
 
     def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return drift f(t) x, shape (B, *), and diffusion g(t), shape of ``t``, of the forward SDE."""

@@ -6,6 +6,7 @@ later command may choose. What is not stored is as this version has it by defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,55 @@ def load_config(workdir: Path, given: tuple[str, ...] = ()) -> ConfigDict:
     Raises:
         InputError: if there is none, a plug-in of it is gone, or it has a key this version does not know.
     """
-    stored = read_settings(workdir)["config"]
+    stored = modern(read_settings(workdir)["config"])
     names = plugins.of_run([str(name) for name in stored.get("plugins", ())], given, workdir)
     plugins.load(names)
     config = default_config()
     merge(config, {**stored, "plugins": names}, workdir / CONFIG_FILE)
     return config
+
+
+def modern(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a nested configuration of version 0.1.0 in the words of this one.
+
+    ``denoiser.conditioning`` is ``denoiser.noise_label``; ``sampler.NAME.clip``, if it is not 0, a static
+    ``denoiser.thresholding`` of the samplers that have it.
+
+    Raises:
+        InputError: if samplers have different bounds.
+    """
+    denoiser, sampler = dict(values.get("denoiser", {})), dict(values.get("sampler", {}))
+    if "conditioning" in denoiser:
+        denoiser["noise_label"] = denoiser.pop("conditioning")
+    old = {name: dict(options) for name, options in sampler.items() if isinstance(options, dict) and "clip" in options}
+    clips = {name: options.pop("clip") for name, options in old.items()}
+    bounds = {name: clip for name, clip in clips.items() if clip}
+    if len(set(bounds.values())) > 1:
+        raise InputError(
+            f"sampler.*.clip={bounds}: expected one bound of all samplers; set denoiser.thresholding instead"
+        )
+    if bounds and "thresholding" not in denoiser:
+        some = tuple(sorted(bounds)) if len(bounds) < len(clips) or len(clips) == 1 else ()
+        denoiser["thresholding"] = {"name": "static", "samplers": some, "static": {"bound": max(bounds.values())}}
+    parts = {"denoiser": denoiser, "sampler": {**sampler, **old}}
+    return {**values, **{name: part for name, part in parts.items() if part}}
+
+
+def modern_flags(overrides: Sequence[str]) -> list[str]:
+    """Return ``--config.KEY=VALUE`` with the keys of version 0.1.0 replaced by those of this one."""
+    found = []
+    for override in overrides:
+        key, _, value = override.lstrip("-").partition("=")
+        parts = key.split(".")
+        if parts[1:3] == ["denoiser", "conditioning"]:
+            found.append(override.replace("denoiser.conditioning", "denoiser.noise_label", 1))
+        elif len(parts) == 4 and parts[1] == "sampler" and parts[3] == "clip":
+            bounded = "--config.denoiser.thresholding"
+            named = [f"{bounded}.name=static", f"{bounded}.static.bound={value}", f"{bounded}.samplers=('{parts[2]}',)"]
+            found += named if float(value) else [f"{bounded}.name=none"]
+        else:
+            found.append(override)
+    return found
 
 
 def complete(config: ConfigDict) -> ConfigDict:

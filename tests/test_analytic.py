@@ -72,12 +72,12 @@ def test_posterior_mean_of_a_gaussian_by_conditioning(sde: SDE) -> None:
 
 def test_standard_normal_data_under_vp() -> None:
     """Ground truth 6: score = −x, and the probability flow stands still."""
-    from sde_diffusion.reverse import ProbabilityFlow
+    from sde_diffusion.reverse import AngularFlow
 
     law, x = sd.Gaussian([0.0, 0.0], torch.eye(2)), torch.randn(8, 2, dtype=torch.float64)
     for sde in (sd.VPSDE(), sd.CosineVPSDE(), sd.DDPMChain.linear()):
         torch.testing.assert_close(law.score(x, sde, time(0.3)), -x)
-        flow = ProbabilityFlow(law.denoiser(sde))
+        flow = AngularFlow(law.denoiser(sde))
         assert flow(flow.angle(time(0.3)), x).abs().max() < 1e-12
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.bounds import VariationalBound, level_log_prob, prior_kl
+from sde_diffusion.levels import transition
 from sde_diffusion.sdes import SDES
 from sde_diffusion.timesteps import GRIDS
 from tests.conftest import time
@@ -121,7 +122,7 @@ def test_forward_posterior_is_bayes_rule(name: str) -> None:
     t, s = torch.tensor([0.9, 0.4, 0.05], dtype=torch.float64), torch.tensor([0.5, 0.39, 0.01], dtype=torch.float64)
     x, x0 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, variance = sd.forward_posterior(sde, x, x0, t, s)
-    ratio, beta = sde.transition(t, s)
+    ratio, beta = transition(sde.at(t), sde.at(s))
     precision = ratio**2 / beta + 1.0 / sde.sigma(s) ** 2
     expected = ((ratio / beta)[:, None] * x + (sde.alpha(s) / sde.sigma(s) ** 2)[:, None] * x0) / precision[:, None]
     torch.testing.assert_close(variance, 1.0 / precision, rtol=1e-8, atol=0)

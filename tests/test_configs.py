@@ -58,7 +58,7 @@ def test_config_builds(name: str) -> None:
     if config.loss.times.name == "discrete":  # trained at times, and labels, that it will be asked for
         t, _ = loss.times(denoiser.sde, (torch.arange(1000).double() + 0.5) / 1000)
         torch.testing.assert_close(denoiser.round_t(t), t)
-        label = denoiser.conditioning.label(t, denoiser.sde)
+        label = denoiser.noise_label(denoiser.sde.at(t))
         torch.testing.assert_close(label, label.round(), atol=1e-9, rtol=0.0)
         assert 0 <= label.min() < 1.5
         assert 997.5 < label.max() <= 999

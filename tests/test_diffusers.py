@@ -3,7 +3,7 @@
 Conventions that differ, and how they are mapped here:
 
 - Their index j = 0 … N − 1 is our time t = (j + 1)/N on ``DDPMChain``, and their end (ᾱ = 1) our denoising step.
-- Their network is told the index; ours is told N t − 1, the same number (``conditioning="discrete"``).
+- Their network is told the index; ours is told N t − 1, the same number (``noise_label="discrete"``).
 - Their DDPM scheduler adds no noise at index 0. A grid that ends at a later index ends with noise there, of standard
   deviation 1e-10 for "fixed_small" (its variance, 0, is clamped at 1e-20) and √(1 − ᾱ_t), all that is left, for
   "fixed_large": a step that ours does not take, since our last one is the posterior mean. Grids end at index 0 here
@@ -84,7 +84,7 @@ def pair(scheduler_class: Any, schedule: str, net: Net, **options: Any) -> tuple
     scheduler = scheduler_class(num_train_timesteps=1000, beta_schedule=schedule, clip_sample=False, **options)
     betas = scheduler.betas.double()
     scheduler.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
-    return scheduler, sd.Denoiser(net, DDPMChain(betas), conditioning="discrete")
+    return scheduler, sd.Denoiser(net, DDPMChain(betas), noise_label="discrete")
 
 
 def times_of(indices: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def test_heun_is_their_heun(num_steps: int, options: dict[str, Any], schedule: s
         near = min(table, key=lambda known: abs(known - float(label[0])))
         return net(x, torch.tensor(table[near], dtype=torch.float64))
 
-    ours = sd.Denoiser(told_their_index, denoiser.sde, conditioning="discrete")
+    ours = sd.Denoiser(told_their_index, denoiser.sde, noise_label="discrete")
     alpha = denoiser.sde.alpha(times[0])
     expected = their_run(scheduler, net, start / alpha)
     result = samplers.build("heun").sample(ours, start, SharedNoise(0), times=times)

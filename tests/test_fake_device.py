@@ -32,6 +32,8 @@ import samplers
 import samplers.base
 import sde_diffusion as sd
 from sde_diffusion import ops
+from sde_diffusion.denoisers import PREDICTIONS
+from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.networks.execution import execute
 from sde_diffusion.sdes import SDES
 
@@ -152,11 +154,11 @@ def test_options_stay_on_the_device_too(options: dict[str, Any]) -> None:
     assert sampler.draw(sd.Denoiser(network(), sd.VPSDE()), SHAPE).x.device.type == "cuda"
 
 
-@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "score"])
-@pytest.mark.parametrize("conditioning", ["scaled", "discrete", "log_sigma"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("noise_label", NOISE_LABELS.names())
 @pytest.mark.usefixtures("host", "fake_cuda")
-def test_every_prediction_and_conditioning_stays_on_the_device(prediction: str, conditioning: str) -> None:
-    denoiser = sd.Denoiser(network(), sd.VPSDE(), prediction, conditioning, sigma_data=0.5)
+def test_every_prediction_and_noise_label_stays_on_the_device(prediction: str, noise_label: str) -> None:
+    denoiser = sd.Denoiser(network(), sd.VPSDE(), prediction, noise_label, sigma_data=0.5)
     for name in ("ancestral", "heun", "probability_flow"):
         assert samplers.build(name).draw(denoiser, SHAPE).x.device.type == "cuda"
 

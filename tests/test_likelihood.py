@@ -13,9 +13,12 @@ from torch import Tensor
 import samplers
 import sde_diffusion as sd
 from sde_diffusion import likelihood
-from sde_diffusion.denoisers import Prediction
+from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.likelihood import choose_tolerance, importance_weighted
 from sde_diffusion.networks import MLP
+from sde_diffusion.ops import Number
+from sde_diffusion.predictions import Prediction
 from sde_diffusion.sdes import SDE, SDES
 from tests.conftest import time
 
@@ -26,6 +29,7 @@ class Reshaped(sd.Law):
     """A law over vectors, over pictures instead."""
 
     def __init__(self, law: sd.Law, shape: tuple[int, ...]) -> None:
+        super().__init__()
         self.law, self.shape = law, shape
         if isinstance(law, sd.Gaussian):
             self.prior_kl = law.prior_kl
@@ -35,6 +39,9 @@ class Reshaped(sd.Law):
 
     def _mean_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self.law._mean_of_components(r, x, alpha, sigma)
+
+    def _variance_of_components(self, r: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.law._variance_of_components(r, x, alpha, sigma)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.law.sample(n, generator).reshape(n, *self.shape)
@@ -173,7 +180,7 @@ def network(size: int = 4) -> Counting:
 
 def test_one_forward_pass_an_evaluation_whatever_the_probes() -> None:
     net = network()
-    denoiser = sd.Denoiser(net, sd.VPSDE(), prediction="v", conditioning="log_snr")
+    denoiser = sd.Denoiser(net, sd.VPSDE(), prediction="v", noise_label="log_snr")
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     for options in ({"probes": 1}, {"probes": 6}, {"divergence": "exact"}):
         net.calls = 0
@@ -183,7 +190,7 @@ def test_one_forward_pass_an_evaluation_whatever_the_probes() -> None:
 
 
 def test_a_sample_does_not_feel_its_neighbours() -> None:
-    denoiser = sd.Denoiser(network(), sd.VPSDE(), prediction="v", conditioning="log_snr")
+    denoiser = sd.Denoiser(network(), sd.VPSDE(), prediction="v", noise_label="log_snr")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, generator=generator)
     outliers = 30.0 * torch.randn(63, 4, generator=generator)
@@ -231,24 +238,21 @@ def test_truncation_is_the_bound_through_t_min() -> None:
     assert value == pytest.approx(float(exact), abs=5.0 * error + 1e-3)
 
 
-class Broken:
+class Broken(AbstractDenoiser):
     """The denoiser of a law that fails for samples far out."""
 
     def __init__(self, how: str) -> None:
-        self.inner, self.how = LAWS["mixture"].denoiser(sd.VPSDE()), how
-        self.sde = self.inner.sde
+        super().__init__(sd.VPSDE())
+        self.inner, self.how = LAWS["mixture"].denoiser(self.sde), how
 
-    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Prediction:
+    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
         p = self.inner(x, t)
         far = x.detach().abs().amax(dim=1, keepdim=True) > 50.0
         if self.how == "nan":
-            return Prediction(torch.where(far, torch.nan, p.raw), "x0", x, p.alpha, p.sigma)
+            return Prediction(x, p.level, {"x0": torch.where(far, torch.nan, p.x0)})
         if self.how == "rough":
-            return Prediction(torch.where(far, (1e5 * x).sin() * 1e3, p.raw), "x0", x, p.alpha, p.sigma)
-        return Prediction(p.raw.detach(), "x0", x.detach(), p.alpha, p.sigma)
-
-    def round_t(self, t: Tensor) -> Tensor:
-        return t
+            return Prediction(x, p.level, {"x0": torch.where(far, (1e5 * x).sin() * 1e3, p.x0)})
+        return Prediction(x.detach(), p.level, {"x0": p.x0.detach()})
 
 
 @pytest.mark.parametrize(("how", "reason"), [("nan", "underflowed"), ("rough", "max_steps")])
@@ -300,15 +304,14 @@ def test_a_denoiser_without_gradient_is_refused() -> None:
 
 def test_discrete_networks_start_at_their_first_time() -> None:
     chain = sd.DDPMChain.linear()
-    denoiser = sd.Denoiser(network(), chain, conditioning="discrete")
     labels: list[float] = []
-    net = denoiser.net
+    net = network()
 
     def spy(x: Tensor, label: Tensor) -> Tensor:
         labels.append(float(label.min()))
         return net(x, label)
 
-    denoiser.net = spy
+    denoiser = sd.Denoiser(spy, chain, noise_label="discrete")
     sd.log_likelihood(denoiser, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), check=0)
     assert min(labels) == pytest.approx(0.0, abs=1e-3)  # index 0, not a time that the network never saw
 

@@ -11,8 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.denoisers import PREDICTIONS
 from sde_diffusion.losses import TIMES, WEIGHTINGS, Likelihood, Simple, Uniform
+from sde_diffusion.predictions import VIEWS
 from sde_diffusion.sdes import SDE
 from tests.conftest import time
 
@@ -28,19 +28,22 @@ def as_prediction(law: sd.Law, sde: SDE, kind: str, error: float = 0.0) -> sd.De
         shape = (-1, *[1] * (x.ndim - 1))
         alpha, sigma = sde.alpha(t).reshape(shape), sde.sigma(t).reshape(shape)
         x0 = (x - sigma * eps) / alpha
-        return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[kind]
+        here = sde.at(t).like(x)
+        velocity = here.d_alpha * x0 + here.d_sigma * eps
+        views = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "velocity": velocity}
+        return views[kind]
 
-    return sd.Denoiser(net, sde, prediction=kind)
+    return sd.Denoiser(net, sde, prediction=kind, noise_label="scaled")
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS.names())
-def test_four_predictions_have_the_same_weighted_loss(sde: SDE, weighting: str) -> None:
+def test_all_predictions_have_the_same_weighted_loss(sde: SDE, weighting: str) -> None:
     law = sd.GaussianMixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [[[0.1, 0.0], [0.0, 0.2]]] * 2)
     generator = torch.Generator().manual_seed(0)
     x0, eps = law.sample(64, generator), torch.randn(64, 2, generator=generator, dtype=torch.float64)
     t = sde.t_min + (sde.T - sde.t_min) * torch.rand(64, generator=generator, dtype=torch.float64)
     loss = sd.DenoisingScoreMatching(Uniform(), WEIGHTINGS.build(weighting))
-    losses = [loss.at(as_prediction(law, sde, kind, error=0.1), x0, t, eps) for kind in PREDICTIONS]
+    losses = [loss.at(as_prediction(law, sde, kind, error=0.1), x0, t, eps) for kind in VIEWS]
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-6, atol=1e-9)
     assert losses[0].shape == (64,)

@@ -165,7 +165,7 @@ def test_a_configuration_takes_the_place_of_the_description(checkpoints: dict[st
     bare = shutil.copy(checkpoints["ncsnpp_ve"], tmp_path / "checkpoint_8.pth")
     a, b = sd.load_pretrained(bare, config=described()), sd.load_pretrained(checkpoints["ncsnpp_ve"])
     assert a.sde == b.sde
-    assert a.conditioning == b.conditioning
+    assert a.noise_label == b.noise_label
     x, t = torch.randn(2, 3, 8, 8), torch.tensor(0.3, dtype=torch.float64)
     torch.testing.assert_close(a(x, t).score, b(x, t).score)
 

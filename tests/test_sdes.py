@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sde_diffusion as sd
+from sde_diffusion.levels import transition
 from sde_diffusion.sdes import SDE, SDES
 from tests.conftest import time
 
@@ -62,9 +63,9 @@ def test_forward_simulation_reaches_the_marginal(sde: SDE) -> None:
     n, x0 = 20_000, 1.5
     grid = torch.linspace(sde.t_min, sde.T, 11, dtype=torch.float64)
     x = sde.alpha(grid[0]) * x0 + sde.sigma(grid[0]) * torch.randn(n, generator=generator, dtype=torch.float64)
-    for s, t in pairwise(grid):
-        ratio, variance = sde.transition(t, s)
-        x = ratio * x + variance.sqrt() * torch.randn(n, generator=generator, dtype=torch.float64)
+    for s, t in pairwise(sde.levels(grid)):
+        ratio, variance = transition(t, s)
+        x = ratio * x + variance**0.5 * torch.randn(n, generator=generator, dtype=torch.float64)
     mean, std = float(sde.alpha(grid[-1])) * x0, float(sde.sigma(grid[-1]))
     assert abs(float(x.mean()) - mean) < 5 * std / math.sqrt(n)
     assert abs(float(x.var()) - std**2) < 5 * std**2 * math.sqrt(2 / n)
@@ -79,7 +80,7 @@ def test_euler_maruyama_forward_agrees_with_the_primitives(sde: SDE) -> None:
     growth = 1 + f * h
     later = growth.flip(0).cumprod(0).flip(0) / growth  # product of the factors after each step
     mean, variance = growth.prod(), (later**2 * g**2 * h).sum()
-    ratio, exact = sde.transition(time(t1), time(t0))
+    ratio, exact = transition(sde.at(t1), sde.at(t0))
     assert float(mean) == pytest.approx(float(ratio), rel=2e-3)
     assert float(variance) == pytest.approx(float(exact), rel=2e-3)
 
@@ -100,7 +101,8 @@ def test_chain_is_exact_and_the_linear_sde_is_close(capsys: pytest.CaptureFixtur
     assert 8.05e-4 < gap < 8.15e-4
     assert first == pytest.approx(0.099, abs=0.002)
     assert last == pytest.approx(0.07, abs=0.005)
-    torch.testing.assert_close(chain.transition(t[1:], t[:-1])[1], betas[1:], rtol=1e-9, atol=1e-15)
+    steps = [transition(t, s)[1] for s, t in pairwise(chain.levels(t))]
+    torch.testing.assert_close(torch.tensor(steps, dtype=torch.float64), betas[1:], rtol=1e-9, atol=1e-15)
 
 
 def test_cosine_chain_is_close_to_the_cosine_sde() -> None:

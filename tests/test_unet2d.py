@@ -228,7 +228,15 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("clip", [{"clip_sample": False}, {"clip_sample": True}, {"clip_sample_range": 0.3}])
+BOUNDS: list[dict[str, Any]] = [
+    {"clip_sample": False},
+    {"clip_sample": True},
+    {"clip_sample_range": 0.3},
+    {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.7},
+]
+
+
+@pytest.mark.parametrize("clip", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_ancestral_sampling_is_theirs(
     name: str, clip: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,12 +265,38 @@ def test_ancestral_sampling_is_theirs(
     ours_z, their_z = iter(z), iter(z)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(their_z))
     sampler = configuration.build_sampler(config, "ancestral", num_steps=steps, grid="indices")
-    ours = sampler.sample(denoiser, x, lambda *_: next(ours_z)).x
+    ours = sampler.sample(configuration.threshold(config, denoiser), x, lambda *_: next(ours_z)).x
     with torch.no_grad():
         for j in reversed(index):
             x = scheduler.step(model(x, j).sample, int(j), x).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
     assert len([*ours_z]) == len([*their_z]) == 1  # none at the last step
+
+
+@pytest.mark.parametrize("clip", BOUNDS, ids=str)
+@pytest.mark.parametrize(("num_steps", "spacing"), [(8, "leading"), (4, "leading"), (4, "trailing")])
+def test_ddim_sampling_is_theirs(
+    num_steps: int, spacing: str, clip: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their DDIM bounds x₀ and steps with ε as it was predicted, with shared noise and at their times."""
+    scheduler = diffusers.DDIMScheduler(8, **clip, timestep_spacing=spacing)
+    model = random_model()
+    config, denoiser = built(load(saved(tmp_path, model, scheduler)), tmp_path)
+    model.double()
+    denoiser.net.double()
+    scheduler.alphas_cumprod = denoiser.sde.alpha((torch.arange(8).double() + 1.0) / 8) ** 2
+    scheduler.set_timesteps(num_steps)
+    x = pictures(model, 2).double()
+    z = [torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(8)]
+    ours_z, their_z = iter(z), iter(z)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *_, **__: next(their_z))
+    sampler, times = configuration.build_sampler(config, "ddim", eta=0.5), (scheduler.timesteps.double() + 1.0) / 8
+    asked = configuration.threshold(config, denoiser)
+    ours = sampler.sample(asked, x, lambda *_: next(ours_z), times=times).x  # type: ignore[call-arg]
+    with torch.no_grad():
+        for j in scheduler.timesteps:
+            x = scheduler.step(model(x, j).sample, int(j), x, eta=0.5).prev_sample
+    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
 def test_a_loaded_run_draws_at_any_number_of_steps(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
-from sde_diffusion.stored_config import complete, differences, load_config
+from sde_diffusion.stored_config import complete, differences, load_config, modern_flags
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
@@ -90,6 +90,7 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         values.workdir = values.workdir or f"runs/{values.pretrained}"
         shipped.unpack(values.pretrained, Path(values.workdir))
     config = _base_config(values)
+    overrides = modern_flags(overrides)
     for override in overrides:
         key = override.lstrip("-").partition("=")[0]
         require(key != "config.plugins", "argument", override, "plug-ins before all else", "give --plugins=FILE,module")

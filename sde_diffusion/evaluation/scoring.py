@@ -19,12 +19,12 @@ from torch import Tensor
 
 from sde_diffusion import bounds, likelihood
 from sde_diffusion.data import Dataset
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import read_npz, write_atomically
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import GRIDS
-from sde_diffusion.types import DenoiserLike
 
 PILOT = 16
 """Images that choose the tolerance and measure the solver's and the truncation's error."""
@@ -127,7 +127,7 @@ class Scorer:
 
     def __init__(
         self,
-        denoiser: DenoiserLike,
+        denoiser: AbstractDenoiser,
         dataset: Dataset,
         k: Tensor,
         options: ScoringOptions,

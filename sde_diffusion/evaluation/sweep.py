@@ -221,12 +221,18 @@ def sweep(
     return rows
 
 
+_OF = (*ALIKE, "sampler", "option", "value", "seed")
+"""Fields that tell what a row is of, besides its options."""
+
+
 def picture_of(row: Row) -> str:
     """Return the name of a row's files, which is that of no other row; it follows from what the row is of."""
-    digest = hashlib.sha256(_identity(row).encode()).hexdigest()[:8]
+    text = json.dumps([row.get(name) for name in (*_OF, "options")], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{row['sampler']}_{row['value']:g}_seed{row['seed']}_{digest}"
 
 
 def _identity(row: Row) -> str:
-    fields = (*ALIKE, "sampler", "option", "value", "seed", "options")
-    return json.dumps([row.get(name) for name in fields], sort_keys=True)
+    # Rows of version 0.1.0 name the bound that there was on x₀ in every sampler's options, 0 for none.
+    options = {name: value for name, value in row.get("options", {}).items() if name != "clip" or value}
+    return json.dumps([*(row.get(name) for name in _OF), options], sort_keys=True)

@@ -23,13 +23,15 @@ from torch import Tensor
 
 from sde_diffusion.analytic import Gaussian, GaussianMixture
 from sde_diffusion.bounds import continuous_bound
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError
+from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.likelihood import log_likelihood
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.sdes import SDE
-from sde_diffusion.types import DenoiserLike, NoiseFn
+from sde_diffusion.types import NoiseFn
 
-RunFn = Callable[[DenoiserLike, Tensor, NoiseFn], Tensor]
+RunFn = Callable[[AbstractDenoiser, Tensor, NoiseFn], Tensor]
 """``run(denoiser, x, noise)`` integrates the states ``x`` (B, *) from T to the sampler's end."""
 
 
@@ -53,14 +55,14 @@ class AffineLaw:
         return self.slope * mean + self.offset, self.slope**2 * variance + gained
 
 
-def probe(run: RunFn, denoiser: DenoiserLike) -> AffineLaw:
+def probe(run: RunFn, denoiser: AbstractDenoiser) -> AffineLaw:
     """Measure the affine map of one run on one-dimensional Gaussian data, in float64.
 
     Row 0 starts at 0 and row 1 at 1, both without noise; row k + 2 starts at 0 and receives 1 as its k-th noise.
     """
     draws = 0
 
-    def count(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def count(x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
         nonlocal draws
         draws += 1
         return torch.zeros_like(x)
@@ -68,7 +70,7 @@ def probe(run: RunFn, denoiser: DenoiserLike) -> AffineLaw:
     run(denoiser, torch.zeros(1, 1, dtype=torch.float64), count)
     total, seen = draws, 0
 
-    def unit(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def unit(x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
         nonlocal seen
         z = torch.zeros_like(x)
         z[2 + seen] = 1.0

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import samplers
 from samplers import Sampler
-from sde_diffusion.config import build_dataset, build_sampler
+from sde_diffusion.config import build_dataset, build_sampler, threshold, thresholds
 from sde_diffusion.data import Dataset
-from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.report import write_report
 from sde_diffusion.evaluation.scoring import ScoringOptions
@@ -66,6 +66,21 @@ class Run:
     def dtype(self) -> str:
         """The precision in which the denoiser's network is run."""
         return precision_of(self.denoiser.net)
+
+    def denoiser_of(self, sampler: Sampler) -> AbstractDenoiser:
+        """Return what a sampler draws from: the denoiser, with the configuration's thresholding around it."""
+        return threshold(self.config, self.denoiser, self._name_of(sampler))
+
+    def thresholding(self, sampler: Sampler) -> dict[str, Any] | None:
+        """Return the name and options of the bound on x₀ with which a sampler draws; None if there is none."""
+        chosen = self.config.denoiser.thresholding
+        applies = thresholds(self.config, self._name_of(sampler))
+        return {"name": chosen.name, **chosen[chosen.name].to_dict()} if applies else None
+
+    @staticmethod
+    def _name_of(sampler: Sampler) -> str:
+        known = type(sampler) in map(samplers.SAMPLERS.__getitem__, samplers.SAMPLERS)
+        return samplers.SAMPLERS.name_of(sampler) if known else ""
 
     @property
     def scored(self) -> Denoiser:

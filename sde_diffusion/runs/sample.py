@@ -89,7 +89,7 @@ def draw(
 
     require_int("n", n, 1)
     require_int("batch_size", batch_size, 1)
-    denoiser = run.float32 if float32 else run.denoiser
+    denoiser = run.float32 if float32 else run.denoiser_of(sampler)
     parts: list[Tensor] = []
     nfe: list[Tensor] = []
     strip = _Strip(denoiser.sde)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,10 @@ class _Sweep:
 
     def options_of(self, setting: Setting) -> Row:
         """Return the options of a sampler that its setting does not fix."""
-        return {k: v for k, v in asdict(sampler_of(self.run, setting)).items() if k not in SWEPT[setting.option]}
+        sampler = sampler_of(self.run, setting)
+        options = {k: v for k, v in sampler.options().items() if k not in SWEPT[setting.option]}
+        bound = self.run.thresholding(sampler)
+        return {**options, "thresholding": bound} if bound else options
 
     @property
     def key(self) -> Row:
@@ -196,7 +199,7 @@ class _Sweep:
 
     def _solver_error(self, setting: Setting, sampler: Sampler, x: Tensor) -> float | None:
         """Return the mean squared distance to the exact flow; a flow that is clipped has kinks: no solver is tight."""
-        if sampler.stochastic or sampler.clip:
+        if sampler.stochastic or self.run.thresholding(sampler):
             return None
         target = self.exact(setting.seed)
         return float((x[: len(target)] - target).square().mean())

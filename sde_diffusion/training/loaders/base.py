@@ -28,7 +28,6 @@ class Pretrained:
         raw: those not averaged; None if there are none.
         step: training step.
         source: facts for the provenance: format, path, SHA-256 …
-        clip: bound on the predicted x₀ that goes with the network in sampling, of any sampler; 0 for none.
     """
 
     config: dict[str, Any]
@@ -36,7 +35,6 @@ class Pretrained:
     raw: dict[str, Tensor] | None
     step: int
     source: dict[str, Any]
-    clip: float = 0.0
 
 
 class Loader(ABC):

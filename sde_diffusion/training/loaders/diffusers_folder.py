@@ -4,7 +4,7 @@
 
 A folder with the model alone is read too, with ``scheduler_config.json`` in it or ``scheduler/`` in or beside it.
 
-Their index j = 0 … N − 1 is our t = (j + 1)/N on the exact chain, which is told N t − 1 (``conditioning="discrete"``).
+Their index j = 0 … N − 1 is our t = (j + 1)/N on the exact chain, which is told N t − 1 (``noise_label="discrete"``).
 Pictures of DDPM's schedulers are in [−1, 1] like ours. Those of the VE scheduler are in [0, 1]: on x′ = 2x − 1, where
 we work, σ′ = 2σ. Its networks return h/σ, the score, so that h = −ε.
 """
@@ -24,7 +24,7 @@ from sde_diffusion.networks import NETWORKS
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.descriptions import build, read_config, refuse
 from sde_diffusion.training.loaders.diffusers_model import load_weights, network_options, picture_shape, read_model
-from sde_diffusion.training.loaders.diffusers_scheduler import bound, read_diffusion
+from sde_diffusion.training.loaders.diffusers_scheduler import read_diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
@@ -78,8 +78,8 @@ def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: 
 class DiffusersFolder(Loader):
     """A local folder of diffusers: a pipeline of ``UNet2DModel`` and scheduler, or the model with a scheduler by it.
 
-    Of what the scheduler says of sampling alone, its variance and ``clip_sample`` become options of our samplers; the
-    rest is kept in ``source`` and not acted on.
+    Of what the scheduler says of sampling alone, its variance becomes an option of ours, and how it bounds x₀
+    (``clip_sample``, ``thresholding``) our ``denoiser.thresholding``; the rest is kept in ``source`` and not acted on.
     """
 
     def recognises(self, path: Path) -> bool:
@@ -117,4 +117,4 @@ class DiffusersFolder(Loader):
             "difference": difference,
         }
         found = {"data": {"shape": shape, "levels": 256}, "network": {"name": "unet2d", "unet2d": options}, **diffusion}
-        return Pretrained(found, weights, None, 0, source, bound(schedule, scheduler))
+        return Pretrained(found, weights, None, 0, source)

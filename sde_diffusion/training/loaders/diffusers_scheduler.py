@@ -1,4 +1,4 @@
-"""The schedulers of diffusers in our words: the SDE, what the network is told and predicts, a bound for sampling."""
+"""The schedulers of diffusers in our words: the SDE, what the network is told and predicts, the bound on x₀."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read_diffusion(path: Path, scheduler: dict[str, Any], fourier: bool) -> dict
         ends = {"sigma_min": scheduler.get("sigma_min", 0.01), "sigma_max": scheduler.get("sigma_max", 1348.0)}
         for key, value in ends.items():
             require_float(f"{path}: {key}", value, 0.0, open_low=True)
-        conditioning = {"name": "log_sigma", "log_sigma": {"scale": 0.5}}
-        denoiser = {"prediction": "eps", "sigma_data": 0.0, "conditioning": conditioning}
+        label = {"name": "log_sigma", "log_sigma": {"scale": 0.5}}
+        denoiser = {"prediction": "eps", "sigma_data": 0.0, "noise_label": label}
         return {"sde": {"name": "ve", "ve": {key: 2.0 * value for key, value in ends.items()}}, "denoiser": denoiser}
     if scheduler.get("rescale_betas_zero_snr"):
         raise refuse(path, "rescale_betas_zero_snr", True, "not supported; the last β is 1, where x₀ cannot be read")
@@ -41,11 +41,12 @@ def read_diffusion(path: Path, scheduler: dict[str, Any], fourier: bool) -> dict
     chain = _chain(path, scheduler)
     build(path, SDES, "ddpm", **chain)
     discrete = {"num_train_steps": len(chain["betas"]) if "betas" in chain else chain["num_train_steps"]}
-    conditioning = {"name": "discrete", "discrete": discrete}
+    label = {"name": "discrete", "discrete": discrete}
     variance = "beta" if str(scheduler.get("variance_type")).startswith("fixed_large") else "posterior"
+    denoiser = {"prediction": PREDICTIONS[prediction], "sigma_data": 0.0, "noise_label": label}
     return {
         "sde": {"name": "ddpm", "ddpm": chain},
-        "denoiser": {"prediction": PREDICTIONS[prediction], "sigma_data": 0.0, "conditioning": conditioning},
+        "denoiser": {**denoiser, "thresholding": thresholding(path, scheduler)},
         "loss": {"times": {"name": "discrete", "discrete": discrete}, "weighting": {"name": "simple"}},
         "sampler": {"ancestral": {"variance": variance}},
     }
@@ -75,9 +76,20 @@ def _chain(path: Path, scheduler: dict[str, Any]) -> dict[str, Any]:
     return {"betas": tuple(grid.tolist())}
 
 
-def bound(path: Path, scheduler: dict[str, Any]) -> float:
-    """Return the bound on the predicted x₀ in sampling; 0 for none."""
-    clips = scheduler.get("clip_sample", scheduler["_class_name"] in ("DDPMScheduler", "DDIMScheduler"))
-    clip = scheduler.get("clip_sample_range", 1.0) if clips else 0.0
-    require_float(f"{path}: clip_sample_range", clip, 0.0)
-    return float(clip)
+def thresholding(path: Path, scheduler: dict[str, Any]) -> dict[str, Any]:
+    """Return our ``denoiser.thresholding`` of a scheduler.
+
+    ``thresholding`` goes before ``clip_sample``, which is on by default in the first two schedulers. The DDIM scheduler
+    steps with ε as the network predicts it, whatever becomes of x₀; the others read x₀ alone.
+    """
+    keep = {"keep_eps": scheduler["_class_name"] == "DDIMScheduler"}
+    if scheduler.get("thresholding"):
+        percentile, largest = scheduler.get("dynamic_thresholding_ratio", 0.995), scheduler.get("sample_max_value", 1.0)
+        require_float(f"{path}: dynamic_thresholding_ratio", percentile, 0.0, 1.0, open_low=True)
+        require_float(f"{path}: sample_max_value", largest, 1.0)
+        return {"name": "dynamic", "dynamic": {"percentile": percentile, "max_value": float(largest), **keep}}
+    if not scheduler.get("clip_sample", scheduler["_class_name"] in ("DDPMScheduler", "DDIMScheduler")):
+        return {"name": "none"}
+    bound = scheduler.get("clip_sample_range", 1.0)
+    require_float(f"{path}: clip_sample_range", bound, 0.0, open_low=True)
+    return {"name": "static", "static": {"bound": float(bound), **keep}}

@@ -86,7 +86,7 @@ def _network(described: _Description) -> dict[str, Any]:
 
 
 def _sde_and_label(described: _Description) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``config.sde`` and ``config.denoiser.conditioning`` of a described network."""
+    """Return ``config.sde`` and ``config.denoiser.noise_label`` of a described network."""
     kind = described.demand("training", "sde", "vpsde", "subvpsde", "vesde")
     described.demand("model", "scale_by_sigma", kind == "vesde")
     levels = int(described.number("model", "num_scales"))
@@ -128,6 +128,6 @@ def read_description(path: Path) -> dict[str, Any]:
         "data": data,
         "network": _network(described),
         "sde": sde,
-        "denoiser": {"prediction": "eps", "sigma_data": 0.0, "conditioning": label},
+        "denoiser": {"prediction": "eps", "sigma_data": 0.0, "noise_label": label},
         "loss": {"times": times, "weighting": {"name": "simple"}},
     }

@@ -1,0 +1,141 @@
+"""A noise level: the numbers of one time of an SDE, x_t = α x₀ + σ ε, as formulas want them.
+
+On a grid they are Python floats, all of them computed at once (:func:`on_grid`); for a time of each sample they are
+float64 tensors, and :meth:`NoiseLevel.like` casts and shapes them to a state. A formula reads the same for both:
+
+    s.alpha * p.x0 + s.sigma * p.eps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.ops import Number, clock_dtype, divide, expm1, like, sqrt
+
+if TYPE_CHECKING:
+    from sde_diffusion.sdes import SDE
+
+
+class Rates(NamedTuple):
+    """What changes at a level: f and g of dx = f x dt + g dw, and the slopes α′ = f α and σ′ = f σ + g²/(2σ)."""
+
+    f: Number
+    g: Number
+    d_alpha: Number
+    d_sigma: Number
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLevel:
+    """One time and what belongs to it; all numbers are floats, or tensors of one shape.
+
+    Attributes:
+        t: the time.
+        alpha, sigma: of x_t = α x₀ + σ ε.
+        log_snr: λ = log(α²/σ²); +∞ where σ is 0, −∞ where α is.
+        rates: computes the rates, which few formulas need, when the first is asked for.
+    """
+
+    t: Number
+    alpha: Number
+    sigma: Number
+    log_snr: Number
+    rates: Callable[[], Rates]
+
+    @cached_property
+    def _rates(self) -> Rates:
+        return self.rates()
+
+    @property
+    def f(self) -> Number:
+        """Drift coefficient f = α′/α."""
+        return self._rates.f
+
+    @property
+    def g(self) -> Number:
+        """Diffusion coefficient g, g² = (σ²)′ − 2 f σ²."""
+        return self._rates.g
+
+    @property
+    def d_alpha(self) -> Number:
+        """Slope α′ = dα/dt."""
+        return self._rates.d_alpha
+
+    @property
+    def d_sigma(self) -> Number:
+        """Slope σ′ = dσ/dt."""
+        return self._rates.d_sigma
+
+    @property
+    def radius(self) -> Number:
+        """r = √(α² + σ²), the size of a state of unit data."""
+        return sqrt(self.alpha**2 + self.sigma**2)
+
+    @property
+    def ratio(self) -> Number:
+        """ρ = σ/α, the noise in units of the signal; ∞ where α is 0."""
+        return divide(self.sigma, self.alpha)
+
+    def like(self, x: Tensor) -> NoiseLevel:
+        """Return the level as formulas with ``x`` (B, *) need it: tensors in its dtype, on its device, (B, 1, …, 1)."""
+        if not isinstance(self.t, Tensor):
+            return self
+        t, alpha, sigma, log_snr = (like(number, x) for number in (self.t, self.alpha, self.sigma, self.log_snr))
+        return NoiseLevel(t, alpha, sigma, log_snr, lambda: Rates(*(like(number, x) for number in self._rates)))
+
+
+def _rates_at(sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+    f, g = sde.coefficients(t)
+    return f, g, f * alpha, f * sigma + g**2 / (2.0 * sigma)
+
+
+class _GridRates:
+    """The rates of a whole grid, computed when the first of them is asked for."""
+
+    def __init__(self, sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor) -> None:
+        self._arguments = sde, t, alpha, sigma
+
+    @cached_property
+    def _table(self) -> list[Rates]:
+        columns = (column.tolist() for column in _rates_at(*self._arguments))
+        return [Rates(*row) for row in zip(*columns, strict=True)]
+
+    def of(self, row: int) -> Callable[[], Rates]:
+        return lambda: self._table[row]
+
+
+def on_grid(sde: SDE, times: Tensor) -> list[NoiseLevel]:
+    """Return the levels of times (N,) on the CPU, their numbers floats, by one computation for all."""
+    t = times.detach().to(torch.float64)
+    alpha, sigma, log_snr = sde.alpha(t), sde.sigma(t), sde.log_snr(t)
+    rates = _GridRates(sde, t, alpha, sigma)
+    rows = zip(t.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True)
+    return [NoiseLevel(*row, rates.of(i)) for i, row in enumerate(rows)]
+
+
+def at(sde: SDE, t: Number) -> NoiseLevel:
+    """Return the level of a time.
+
+    Args:
+        t: a number, or a 0-dimensional tensor on the CPU: the level's numbers are floats; or a tensor of times (B,), or
+            one that needs a gradient: they are tensors of its shape in float64 (float32 on MPS), on its device.
+    """
+    if not isinstance(t, Tensor) or (t.ndim == 0 and t.device.type == "cpu" and not t.requires_grad):
+        return on_grid(sde, torch.as_tensor(t, dtype=torch.float64).reshape(1))[0]
+    t = t.to(clock_dtype(t.device))
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    return NoiseLevel(t, alpha, sigma, sde.log_snr(t), lambda: Rates(*_rates_at(sde, t, alpha, sigma)))
+
+
+def transition(t: NoiseLevel, s: NoiseLevel) -> tuple[Number, Number]:
+    """Return α_{t|s} and σ²_{t|s} of the forward transition p(x_t | x_s) for s ≤ t, for every linear SDE.
+
+    α_{t|s} = α_t/α_s and σ²_{t|s} = σ_t² − α_{t|s}² σ_s² = −σ_t² expm1(λ_t − λ_s), without cancellation.
+    """
+    return divide(t.alpha, s.alpha), -(t.sigma**2) * expm1(t.log_snr - s.log_snr)
