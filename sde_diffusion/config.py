@@ -18,7 +18,7 @@ from samplers import SAMPLERS, Sampler
 from sde_diffusion.data import DATASETS, Dataset, train_batch
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
-from sde_diffusion.guidance import THRESHOLDS
+from sde_diffusion.guidance import GUIDANCE, THRESHOLDS
 from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
@@ -53,6 +53,7 @@ def default_config() -> ConfigDict:
     config.denoiser.noise_label = _choice(NOISE_LABELS, "log_snr")
     # In sampling alone, a bound on each predicted x₀; with the samplers named, or all.
     config.denoiser.thresholding = _choice(THRESHOLDS, "none", samplers=())
+    config.guidance = _choice(GUIDANCE, "none")  # in sampling alone: what changes each prediction
     config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
     config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
     config.training = ConfigDict(dict(vars(TrainingOptions())))
@@ -175,18 +176,24 @@ def build_denoiser(config: ConfigDict, network: nn.Module, sde: SDE | None = Non
     )
 
 
-def thresholds(config: ConfigDict, sampler: str = "") -> bool:
-    """Return whether ``config.denoiser.thresholding`` bounds what a sampler, by its name, draws from."""
-    chosen = config.denoiser.thresholding
-    return chosen.name != "none" and (not chosen.samplers or sampler in chosen.samplers)
+def wrapping(config: ConfigDict, sampler: str = "") -> dict[str, dict[str, Any]]:
+    """Return what a sampler, by its name, draws through: names and options of guidance and thresholding, if chosen."""
+    bound = config.denoiser.thresholding
+    applies = not bound.samplers or sampler in bound.samplers
+    chosen = {"guidance": config.guidance, **({"thresholding": bound} if applies else {})}
+    return {
+        kind: {"name": choice.name, **choice.get(choice.name, ConfigDict()).to_dict()}
+        for kind, choice in chosen.items()
+        if choice.name != "none"
+    }
 
 
-def threshold(config: ConfigDict, denoiser: AbstractDenoiser, sampler: str = "") -> AbstractDenoiser:
-    """Return what a sampler draws from: a denoiser with ``config.denoiser.thresholding`` around it, if that applies."""
-    if not thresholds(config, sampler):
-        return denoiser
-    found: AbstractDenoiser = _build(THRESHOLDS, config.denoiser.thresholding, denoiser=denoiser)
-    return found
+def wrap(config: ConfigDict, denoiser: AbstractDenoiser, sampler: str = "") -> AbstractDenoiser:
+    """Return what a sampler draws from: a denoiser, the configuration's guidance around it, then the bound on x₀."""
+    registries: dict[str, Registry[Any]] = {"guidance": GUIDANCE, "thresholding": THRESHOLDS}
+    for kind, options in wrapping(config, sampler).items():
+        denoiser = registries[kind].build(**options, denoiser=denoiser)
+    return denoiser
 
 
 def build_loss(config: ConfigDict) -> DenoisingScoreMatching:

@@ -16,6 +16,7 @@ from sde_diffusion import plugins
 from sde_diffusion.config import default_config
 from sde_diffusion.errors import InputError
 from sde_diffusion.registry import hint
+from sde_diffusion.terminal import notice
 from sde_diffusion.training.settings import CONFIG_FILE, read_settings
 
 
@@ -68,10 +69,7 @@ def modern(values: dict[str, Any]) -> dict[str, Any]:
     """Return a nested configuration of version 0.1.0 in the words of this one.
 
     ``denoiser.conditioning`` is ``denoiser.noise_label``; ``sampler.NAME.clip``, if it is not 0, a static
-    ``denoiser.thresholding`` of the samplers that have it.
-
-    Raises:
-        InputError: if samplers have different bounds.
+    ``denoiser.thresholding`` of the samplers that have it. Of different bounds it is that of the chosen sampler.
     """
     denoiser, sampler = dict(values.get("denoiser", {})), dict(values.get("sampler", {}))
     if "conditioning" in denoiser:
@@ -79,13 +77,13 @@ def modern(values: dict[str, Any]) -> dict[str, Any]:
     old = {name: dict(options) for name, options in sampler.items() if isinstance(options, dict) and "clip" in options}
     clips = {name: options.pop("clip") for name, options in old.items()}
     bounds = {name: clip for name, clip in clips.items() if clip}
-    if len(set(bounds.values())) > 1:
-        raise InputError(
-            f"sampler.*.clip={bounds}: expected one bound of all samplers; set denoiser.thresholding instead"
-        )
     if bounds and "thresholding" not in denoiser:
-        some = tuple(sorted(bounds)) if len(bounds) < len(clips) or len(clips) == 1 else ()
-        denoiser["thresholding"] = {"name": "static", "samplers": some, "static": {"bound": max(bounds.values())}}
+        bound = bounds.get(sampler.get("name", ""), max(bounds.values()))
+        bounded = sorted(name for name, clip in bounds.items() if clip == bound)
+        some = bounded if len(bounded) < len(clips) else []
+        denoiser["thresholding"] = {"name": "static", "samplers": some, "static": {"bound": bound}}
+        if len(bounded) < len(bounds):
+            notice(f"sampler.*.clip={bounds}: one bound is kept, {bound:g} of {', '.join(bounded)}")
     parts = {"denoiser": denoiser, "sampler": {**sampler, **old}}
     return {**values, **{name: part for name, part in parts.items() if part}}
 
@@ -101,7 +99,7 @@ def modern_flags(overrides: Sequence[str]) -> list[str]:
         elif len(parts) == 4 and parts[1] == "sampler" and parts[3] == "clip":
             bounded = "--config.denoiser.thresholding"
             named = [f"{bounded}.name=static", f"{bounded}.static.bound={value}", f"{bounded}.samplers=('{parts[2]}',)"]
-            found += named if float(value) else [f"{bounded}.name=none"]
+            found += named if value not in ("0", "0.0") else [f"{bounded}.name=none"]
         else:
             found.append(override)
     return found

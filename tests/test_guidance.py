@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 import samplers
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
 from sde_diffusion.denoisers import Given
-from sde_diffusion.files import write_json
 from sde_diffusion.guidance import THRESHOLDS, ClassifierFree, DynamicThreshold, StaticThreshold
 from sde_diffusion.ops import per_example
+from sde_diffusion.stored_config import merge, modern, modern_flags
 
 
 class Conditional(nn.Module):
@@ -79,19 +80,42 @@ def test_dynamic_threshold_is_the_percentile_of_each_sample() -> None:
     assert per_example(found).abs().amax() <= 1.0
 
 
-def test_old_clip_is_a_static_threshold(tmp_path: Path) -> None:
-    """A run of before, whose samplers had the bound: that of the chosen one counts."""
-    for name, expected in (("heun", 0.7), ("ddim", 1.0)):
-        sampler = {"name": name, "heun": {"clip": 0.7}, "ddim": {"clip": 1.0, "eta": 0.5}, "ancestral": {"clip": 0.0}}
-        write_json(tmp_path / "config.json", {"config": {"sampler": sampler}})
-        config = configuration.load_config(tmp_path / "config.json")
-        wrapped = configuration.threshold(config, sd.Denoiser(lambda x, label: x, sd.VPSDE()))
-        assert isinstance(wrapped, StaticThreshold)
-        assert (wrapped.bound, wrapped.keep_eps, config.sampler.ddim.eta) == (expected, False, 0.5)
-    sampler = {"name": "ancestral", "ddim": {"clip": 1.0}, "ancestral": {"clip": 0.0}}
-    write_json(tmp_path / "config.json", {"config": {"sampler": sampler}})
+def of_before(**clips: float) -> ConfigDict:
+    """The configuration of a run of 0.1.0 whose first sampler was chosen, as it is read today."""
+    options: dict[str, Any] = {name: {"clip": clip} for name, clip in clips.items()}
+    config = configuration.default_config()
+    values = {"sampler": {"name": next(iter(clips)), **options}, "denoiser": {"conditioning": {"name": "scaled"}}}
+    merge(config, modern(values), Path("config.json"))
+    assert config.denoiser.noise_label.name == "scaled"
+    return config
+
+
+def test_old_clip_is_a_static_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the samplers that had it: all, one, or of two bounds that of the chosen one, which is said."""
     plain = sd.Denoiser(lambda x, label: x, sd.VPSDE())
-    assert configuration.threshold(configuration.load_config(tmp_path / "config.json"), plain) is plain
+
+    def bounds(config: ConfigDict) -> dict[str, float]:
+        wrapped = {name: configuration.wrap(config, plain, name) for name in samplers.names()}
+        return {name: found.bound for name, found in wrapped.items() if isinstance(found, StaticThreshold)}
+
+    assert bounds(of_before(**dict.fromkeys(samplers.names(), 1.0))) == dict.fromkeys(samplers.names(), 1.0)
+    assert bounds(of_before(ddim=0.0, ancestral=1.0)) == {"ancestral": 1.0}
+    assert bounds(of_before(ddim=0.0, heun=0.0)) == {}
+    assert capsys.readouterr().err == ""
+    assert bounds(of_before(heun=0.7, ddim=1.0, pc=0.0)) == {"heun": 0.7}
+    assert "one bound is kept, 0.7 of heun" in capsys.readouterr().err
+
+
+def test_old_flags(tmp_path: Path) -> None:
+    flags = ["--a.b=1", "--config.sampler.ddim.clip=0.5", "--config.denoiser.conditioning.name=scaled"]
+    bound = "--config.denoiser.thresholding"
+    assert modern_flags(flags) == [
+        "--a.b=1",
+        f"{bound}.name=static",
+        f"{bound}.static.bound=0.5",
+        f"{bound}.samplers=('ddim',)",
+        "--config.denoiser.noise_label.name=scaled",
+    ]
 
 
 @pytest.mark.parametrize("name", samplers.names())

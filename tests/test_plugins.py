@@ -7,17 +7,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sde_diffusion import plugins, registry
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.records import read_record
-from tests.test_commands import refused
+from tests.test_commands import refused, trained
 from tests.test_training import SMALL
 
+__all__ = ["trained"]
+
 OUTSIDE = Path(__file__).parent / "outside"
-"""One file each: a sampler, an SDE, a network."""
+"""One file each: a sampler with memory, an SDE, a network, guidance, a metric."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +64,10 @@ def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.Monke
     run = f"--workdir={own / 'run'}"
     assert main(["sample", run, "--steps=3", "--num_samples=2", "--quiet"]) == 0
     forget()
+    pulled = ["--config.guidance.name=own_guidance", "--config.guidance.own_guidance.strength=1.0"]
+    assert main(["sample", run, "--steps=4", "--num_samples=2", "--quiet", *pulled]) == 0
+    np.testing.assert_allclose(np.load(own / "run" / "samples" / "own_sampler_4_seed0.npz")["x"], 0.5, atol=1e-6)
+    forget()
     assert main(["train", run, *flags, "--config.training.num_steps=3"]) == 0
     forget()
     few = ["--num_images=2", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--quiet"]
@@ -68,12 +75,34 @@ def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.Monke
     forget()
     sweep = ["--samplers=own_sampler,ddim", "--steps=3", "--num_samples=70", "--quiet"]
     assert main(["benchmark", run, *sweep]) == 0
-    assert [row["sampler"] for row in read_rows(own / "run" / "benchmark.jsonl")] == ["own_sampler", "ddim"]
+    rows = read_rows(own / "run" / "benchmark.jsonl")
+    assert [row["sampler"] for row in rows] == ["own_sampler", "ddim"]
+    assert all(row["metrics"]["mean distance"] > 0.0 for row in rows)
     forget()
     assert main(["report", run, "--quiet"]) == 0
-    assert "own_sampler" in (own / "run" / "report.html").read_text()
+    page = (own / "run" / "report.html").read_text()
+    assert "own_sampler" in page
+    assert "mean distance" in page
     forget()
-    assert main(["verify", f"--plugins={own / 'own_sampler.py'}", "--sampler=own_sampler", "--sde=vp", "--quiet"]) == 0
+    verify = ["verify", f"--plugins={own / 'own_sampler.py'},{own / 'own_sde.py'}", "--sampler=own_sampler", "--quiet"]
+    for sde in ("vp", "own_sde"):
+        assert main([*verify, f"--sde={sde}"]) == 0
+
+
+def test_rows_without_a_new_metric_are_measured_anew(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    sweep = ["benchmark", f"--workdir={run}", "--samplers=ddim,heun", "--steps=2", "--num_samples=70", "--quiet"]
+    assert main([*sweep, "--device=cpu"]) == 0
+    before = read_rows(run / "benchmark.jsonl")
+    assert main([*sweep, "--device=cpu", f"--plugins={OUTSIDE / 'own_metric.py'}"]) == 0
+    after = read_rows(run / "benchmark.jsonl")
+    assert len(after) == len(before)
+    for old, new in zip(before, after, strict=True):
+        assert new["metrics"].items() >= old["metrics"].items()
+        assert "mean distance" in new["metrics"]
 
 
 def test_a_shipped_run_with_a_sampler_of_ones_own(
@@ -165,3 +194,30 @@ def test_code_in_the_folder_of_a_run_is_not_run_unasked(tmp_path: Path, capsys: 
     forget()
     assert "code in the folder of a run is not run" in refused(capsys, "sample", f"--workdir={run}")
     assert main(["sample", f"--workdir={run}", f"--plugins={own}", "--steps=2", "--num_samples=1", "--quiet"]) == 0
+
+
+RECIPES = {
+    "a sampler": ["verify", "--sampler=my_sampler", "--sde=vp"],
+    "an SDE": ["verify", "--sde=my_sde", "--sampler=heun"],
+    "a network": ["train", *SMALL, "--config.network.name=my_network", "--config.training.num_steps=2"],
+    "guidance": ["sample", "--config.guidance.name=my_guidance", "--steps=2", "--num_samples=2"],
+    "a metric": ["benchmark", "--samplers=ddim", "--steps=2", "--num_samples=70"],
+}
+"""Sections of CONTRIBUTING that show a whole file, and what must work with it."""
+
+
+@pytest.mark.parametrize("what", RECIPES)
+def test_recipes(what: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each, as a file outside of the tree, does in a command what it says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    section = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text().partition(f"## Add {what}\n")[2]
+    block = section.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "mine.py").write_text(block)
+    name, *flags = RECIPES[what]
+    run = tmp_path / "run"
+    if name in ("sample", "benchmark"):
+        shutil.copytree(trained, run)
+    workdir = [] if name == "verify" else [f"--workdir={run}", "--device=cpu"]
+    assert main([name, *workdir, f"--plugins={tmp_path / 'mine.py'}", *flags, "--quiet"]) == 0
+    if what == "a metric":
+        assert all("my metric" in row["metrics"] for row in read_rows(run / "benchmark.jsonl")[-1:])

@@ -265,7 +265,7 @@ def test_ancestral_sampling_is_theirs(
     ours_z, their_z = iter(z), iter(z)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(their_z))
     sampler = configuration.build_sampler(config, "ancestral", num_steps=steps, grid="indices")
-    ours = sampler.sample(configuration.threshold(config, denoiser), x, lambda *_: next(ours_z)).x
+    ours = sampler.sample(configuration.wrap(config, denoiser), x, lambda *_: next(ours_z)).x
     with torch.no_grad():
         for j in reversed(index):
             x = scheduler.step(model(x, j).sample, int(j), x).prev_sample
@@ -291,7 +291,7 @@ def test_ddim_sampling_is_theirs(
     ours_z, their_z = iter(z), iter(z)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *_, **__: next(their_z))
     sampler, times = configuration.build_sampler(config, "ddim", eta=0.5), (scheduler.timesteps.double() + 1.0) / 8
-    asked = configuration.threshold(config, denoiser)
+    asked = configuration.wrap(config, denoiser)
     ours = sampler.sample(asked, x, lambda *_: next(ours_z), times=times).x  # type: ignore[call-arg]
     with torch.no_grad():
         for j in scheduler.timesteps:

@@ -26,6 +26,7 @@ from torch import Tensor
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation import extractors
 from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.registry import Registry
 
 NEIGHBOURS = 3
 """Nearest neighbours of precision and recall (Kynkäänniemi et al. 2019, Section 3.1)."""
@@ -210,8 +211,78 @@ def bootstrap_error(x: Tensor, y: Tensor, seed: int = 0) -> float:
     return float(np.std(values, ddof=1))
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Samples and what they are compared with, as metrics are given them.
+
+    Attributes:
+        samples: features of the samples.
+        reference: features of the data.
+        name: of the Fréchet distance, as :attr:`Extractor.metric`.
+        kid_subset: images of a KID subset; 0 takes 1,000, or half of what there is.
+        seed: of subsets and resamples.
+    """
+
+    samples: Features
+    reference: Features
+    name: str
+    kid_subset: int = 0
+    seed: int = 0
+
+
+METRICS: Registry[dict[str, float]] = Registry("metric")
+"""Functions of a :class:`Comparison` that return numbers by name; the error of "x" is called "x error"."""
+
+
+@METRICS.register("frechet")
+def frechet_distance(given: Comparison) -> dict[str, float]:
+    """The Fréchet distance, its bootstrap error, and its value without the samples' bias."""
+    x, y = given.samples.features, given.reference.features
+    return {
+        given.name: frechet(x, y),
+        f"{given.name} error": bootstrap_error(x, y, given.seed),
+        f"{given.name} ∞": extrapolated_frechet(x, y, given.seed),
+    }
+
+
+@METRICS.register("kid")
+def kernel_distance(given: Comparison) -> dict[str, float]:
+    """KID, the mean over subsets, and its spread."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = given.samples.features, given.reference.features
+    subset = given.kid_subset or min(KID_SUBSET, len(x) // 2, len(y) // 2)  # of all images there is but one subset
+    found = kid_features_to_metric(x, y, kid_subset_size=subset, rng_seed=given.seed, verbose=False)
+    ends = {"KID": "mean", "KID error": "std"}
+    return {name: float(found[f"kernel_inception_distance_{end}"]) for name, end in ends.items()}
+
+
+@METRICS.register("precision_recall")
+def precision_and_recall(given: Comparison) -> dict[str, float]:
+    """The shares of samples near the data, and of data near the samples, of sets of one size."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    x, y = given.samples.features, given.reference.features
+    generator = torch.Generator().manual_seed(given.seed)
+    equal = y[torch.randperm(len(y), generator=generator)[: len(x)]]
+    memory = {"save_cpu_ram": True, "prc_batch_size": NEIGHBOUR_BATCH}
+    found = prc_features_to_metric(x, equal, prc_neighborhood=NEIGHBOURS, verbose=False, **memory)
+    return {name: float(found[name]) for name in ("precision", "recall")}
+
+
+@METRICS.register("inception_score")
+def inception_score(given: Comparison) -> dict[str, float]:
+    """The Inception score and its spread; nothing where the feature network does not classify."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    if given.samples.logits is None:
+        return {}
+    score = isc_features_to_metric(given.samples.logits, rng_seed=given.seed)
+    return {name: float(score[f"inception_score_{end}"]) for name, end in {"IS": "mean", "IS error": "std"}.items()}
+
+
 def measure(samples: Features, reference: Features, name: str, kid_subset: int = 0, seed: int = 0) -> dict[str, float]:
-    """Return all metrics of samples against a reference.
+    """Return all registered metrics of samples against a reference.
 
     Args:
         name: of the Fréchet distance, as :attr:`Extractor.metric`.
@@ -221,32 +292,12 @@ def measure(samples: Features, reference: Features, name: str, kid_subset: int =
     Raises:
         InputError: on too few images for a metric; names the least number.
     """
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     x, y = samples.features, reference.features
     require(x.shape[1] == y.shape[1], "features", x.shape[1], f"{y.shape[1]} as of the reference")
     for what, count in (("samples", len(x)), ("reference", len(y))):
         require_enough(what, count, reference, kid_subset)
-    subset = kid_subset or min(KID_SUBSET, len(x) // 2, len(y) // 2)  # of all images there is but one subset
-    generator = torch.Generator().manual_seed(seed)
-    equal = y[torch.randperm(len(y), generator=generator)[: len(x)]]  # precision and recall are of sets of one size
-    memory = {"save_cpu_ram": True, "prc_batch_size": NEIGHBOUR_BATCH}
-    found: dict[str, Any] = {
-        **kid_features_to_metric(x, y, kid_subset_size=subset, rng_seed=seed, verbose=False),
-        **prc_features_to_metric(x, equal, prc_neighborhood=NEIGHBOURS, verbose=False, **memory),
-    }
-    result = {
-        name: frechet(x, y),
-        f"{name} error": bootstrap_error(x, y, seed),
-        f"{name} ∞": extrapolated_frechet(x, y, seed),
-        "KID": float(found["kernel_inception_distance_mean"]),
-        "KID error": float(found["kernel_inception_distance_std"]),
-        "precision": float(found["precision"]),
-        "recall": float(found["recall"]),
-    }
-    if samples.logits is not None:
-        score = isc_features_to_metric(samples.logits, rng_seed=seed)
-        result["IS"], result["IS error"] = (float(score[f"inception_score_{part}"]) for part in ("mean", "std"))
-    return result
+    given = Comparison(samples, reference, name, kid_subset, seed)
+    found: dict[str, float] = {}
+    for metric in ("frechet", *(other for other in METRICS if other != "frechet")):
+        found |= METRICS[metric](given)
+    return found

@@ -196,6 +196,7 @@ def sweep(
     options: Callable[[Setting], Row],
     run: Callable[[Setting, str], Row],
     on_row: Callable[[Row, bool], None],
+    metrics: Sequence[str] = (),
 ) -> list[Row]:
     """Run what of the plan is not recorded; returns the rows of the plan in its order.
 
@@ -206,6 +207,7 @@ def sweep(
         options: returns the other options of a run's sampler.
         run: does one run and returns its numbers; is given a name for its files, which is that of no other run.
         on_row: called with each row and whether it is new.
+        metrics: what a recorded row must have measured; one that has not is measured anew.
     """
     drop_torn_line(path)
     done = {_identity(row): row for row in recorded}
@@ -213,12 +215,21 @@ def sweep(
     for setting in plan:
         row: Row = {**key, **vars(setting), "options": options(setting)}
         known = done.get(_identity(row))
+        if known is not None and not set(metrics) <= known["metrics"].keys():
+            _forget(path, known)
+            known = None
         if known is None:
             row |= run(setting, picture_of(row))
             append_row(path, row)
         on_row(known or row, known is None)
         rows.append(known or row)
     return rows
+
+
+def _forget(path: Path, row: Row) -> None:
+    """Take a row out of the record."""
+    kept = [other for other in read_rows(path) if _identity(other) != _identity(row)]
+    write_atomically(path, lambda p: p.write_text("".join(map(as_line, kept)), encoding="utf-8"))
 
 
 _OF = (*ALIKE, "sampler", "option", "value", "seed")

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from sde_diffusion.denoisers import AbstractDenoiser, Wrapper
 from sde_diffusion.errors import require, require_float
+from sde_diffusion.guidance.base import GUIDANCE
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.ops import Number, like
 from sde_diffusion.predictions import Prediction
 
 
+@GUIDANCE.register("classifier_free")
 class ClassifierFree(Wrapper):
     """x̂₀ = x̂₀(∅) + scale · (x̂₀(c) − x̂₀(∅)), within an interval of noise levels; the conditional x̂₀(c) outside of it.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import samplers
 from samplers import Sampler
-from sde_diffusion.config import build_dataset, build_sampler, threshold, thresholds
+from sde_diffusion.config import build_dataset, build_sampler, wrap, wrapping
 from sde_diffusion.data import Dataset
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import require
@@ -68,14 +68,12 @@ class Run:
         return precision_of(self.denoiser.net)
 
     def denoiser_of(self, sampler: Sampler) -> AbstractDenoiser:
-        """Return what a sampler draws from: the denoiser, with the configuration's thresholding around it."""
-        return threshold(self.config, self.denoiser, self._name_of(sampler))
+        """Return what a sampler draws from: the denoiser, with the configuration's guidance and bound around it."""
+        return wrap(self.config, self.denoiser, self._name_of(sampler))
 
-    def thresholding(self, sampler: Sampler) -> dict[str, Any] | None:
-        """Return the name and options of the bound on x₀ with which a sampler draws; None if there is none."""
-        chosen = self.config.denoiser.thresholding
-        applies = thresholds(self.config, self._name_of(sampler))
-        return {"name": chosen.name, **chosen[chosen.name].to_dict()} if applies else None
+    def wrapping(self, sampler: Sampler) -> dict[str, dict[str, Any]]:
+        """Return what is around the denoiser when a sampler draws: names and options of guidance and thresholding."""
+        return wrapping(self.config, self._name_of(sampler))
 
     @staticmethod
     def _name_of(sampler: Sampler) -> str:

@@ -19,6 +19,7 @@ from sde_diffusion.errors import require
 from sde_diffusion.evaluation.curves import as_csv, points
 from sde_diffusion.evaluation.figures import save_sweep
 from sde_diffusion.evaluation.metrics import (
+    METRICS,
     Extractor,
     Features,
     content_hash,
@@ -128,8 +129,7 @@ class _Sweep:
         """Return the options of a sampler that its setting does not fix."""
         sampler = sampler_of(self.run, setting)
         options = {k: v for k, v in sampler.options().items() if k not in SWEPT[setting.option]}
-        bound = self.run.thresholding(sampler)
-        return {**options, "thresholding": bound} if bound else options
+        return {**options, **self.run.wrapping(sampler)}
 
     @property
     def key(self) -> Row:
@@ -152,6 +152,13 @@ class _Sweep:
         data = self.run.dataset
         seen = data.to_uint8(data.scale(data.train[: self.options.num_samples]))
         return measure(self.extractor(seen), self.reference, self.metric, self.options.kid_subset)
+
+    @property
+    def wanted(self) -> list[str]:
+        """Names of what a recorded row must have measured: with metrics of one's own more than what is always there."""
+        if not any(map(METRICS.source, METRICS)):
+            return []
+        return list(self.training_images or measure(self.reference, self.reference, self.metric))
 
     def _exact(self, seed: int) -> Tensor:
         """The probability-flow solution from the noise of a seed, tightly solved."""
@@ -198,8 +205,8 @@ class _Sweep:
         }
 
     def _solver_error(self, setting: Setting, sampler: Sampler, x: Tensor) -> float | None:
-        """Return the mean squared distance to the exact flow; a flow that is clipped has kinks: no solver is tight."""
-        if sampler.stochastic or self.run.thresholding(sampler):
+        """Return the mean squared distance to the exact flow of the denoiser itself; None if it is another's."""
+        if sampler.stochastic or self.run.wrapping(sampler):
             return None
         target = self.exact(setting.seed)
         return float((x[: len(target)] - target).square().mean())
@@ -270,4 +277,4 @@ def _go(swept: _Sweep, plan: Sequence[Setting], recorded: Sequence[Row]) -> list
             elif not swept.quiet:
                 progress.write(line_of(row))
 
-        return sweep(workdir / RECORD, recorded, plan, swept.key, swept.options_of, one, show)
+        return sweep(workdir / RECORD, recorded, plan, swept.key, swept.options_of, one, show, swept.wanted)
