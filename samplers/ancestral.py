@@ -10,7 +10,7 @@ from samplers.base import SAMPLERS
 from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import sqrt
+from sde_diffusion.ops import add_scaled_, sqrt
 from sde_diffusion.reverse import posterior_coefficients, require_variance, reverse_variance
 from sde_diffusion.types import NoiseFn
 
@@ -47,4 +47,5 @@ class Ancestral(GridSampler[None]):
     ) -> tuple[Tensor, None]:
         p = denoiser(x, t)
         of_x, of_x0, _ = posterior_coefficients(t, s)
-        return of_x * x + of_x0 * p.x0 + sqrt(reverse_variance(p, t, s, self.variance)) * noise(x, t, s), None
+        std = sqrt(reverse_variance(p, t, s, self.variance))
+        return add_scaled_(p.combine(x=of_x, x0=of_x0), std, noise(x, t, s)), None

@@ -11,7 +11,7 @@ from torch import Tensor
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_float
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import Number, per_example, sqrt
+from sde_diffusion.ops import Number, add_scaled_, per_example, sqrt
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE
 from sde_diffusion.types import NoiseFn
@@ -63,12 +63,12 @@ class LangevinCorrector(Corrector):
         require(self.step_rule in ("sigma", "batch_norms"), "step_rule", self.step_rule, "'sigma' or 'batch_norms'")
 
     def correct(self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, noise: NoiseFn) -> Tensor:
-        score, z = denoiser(x, s).score, noise(x, s, s)
+        p, z = denoiser(x, s), noise(x, s, s)
         ratio: Number = s.sigma
         if self.step_rule == "batch_norms":
-            ratio = per_example(z).norm(dim=1).mean() / per_example(score).norm(dim=1).mean()
+            ratio = per_example(z).norm(dim=1).mean() / per_example(p.score).norm(dim=1).mean()
         size = 2.0 * (t.alpha / s.alpha * self.snr * ratio) ** 2
-        return x + size * score + sqrt(2.0 * size) * z
+        return add_scaled_(p.combine(x=1.0, score=size), sqrt(2.0 * size), z)
 
     def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
         """The stationary variance of unadjusted Langevin, V/(1 − ε/(2V))."""

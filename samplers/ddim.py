@@ -11,7 +11,7 @@ from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require_float
 from sde_diffusion.levels import NoiseLevel, transition
-from sde_diffusion.ops import sqrt
+from sde_diffusion.ops import add_scaled_, sqrt
 from sde_diffusion.types import NoiseFn
 
 
@@ -48,7 +48,8 @@ class DDIM(GridSampler[None]):
     ) -> tuple[Tensor, None]:
         p = denoiser(x, t)
         if not self.eta:
-            return s.alpha * p.x0 + s.sigma * p.eps, None
+            return p.combine(x0=s.alpha, eps=s.sigma), None
         _, beta = transition(t, s)
         share = self.eta**2 * beta / t.sigma**2  # η² β̃ = share · σ_s²
-        return s.alpha * p.x0 + s.sigma * (sqrt(1.0 - share) * p.eps + sqrt(share) * noise(x, t, s)), None
+        mean = p.combine(x0=s.alpha, eps=s.sigma * sqrt(1.0 - share))
+        return add_scaled_(mean, s.sigma * sqrt(share), noise(x, t, s)), None

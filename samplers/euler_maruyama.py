@@ -10,7 +10,7 @@ from samplers.base import SAMPLERS
 from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import sqrt
+from sde_diffusion.ops import add_scaled_, sqrt
 from sde_diffusion.types import NoiseFn
 
 
@@ -32,5 +32,5 @@ class EulerMaruyama(GridSampler[None]):
         self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
     ) -> tuple[Tensor, None]:
         h = t.t - s.t
-        score = denoiser(x, t).score
-        return (1.0 - t.f * h) * x + t.g**2 * h * score + t.g * sqrt(h) * noise(x, t, s), None
+        mean = denoiser(x, t).combine(x=1.0 - t.f * h, score=t.g**2 * h)
+        return add_scaled_(mean, t.g * sqrt(h), noise(x, t, s)), None

@@ -10,6 +10,7 @@ from samplers.base import SAMPLERS
 from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.ops import add_scaled, add_scaled_
 from sde_diffusion.types import NoiseFn
 
 
@@ -39,5 +40,5 @@ class Heun(GridSampler[None]):
         h = s.alpha * (s.ratio - t.ratio)
         scaled = s.alpha / t.alpha * x
         eps_t = denoiser(x, t).eps
-        eps_s = denoiser(scaled + h * eps_t, s).eps
-        return scaled + 0.5 * h * (eps_t + eps_s), None
+        eps_s = denoiser(add_scaled(scaled, h, eps_t), s).eps
+        return add_scaled_(add_scaled_(scaled, 0.5 * h, eps_t), 0.5 * h, eps_s), None

@@ -10,7 +10,7 @@ from samplers.base import SAMPLERS
 from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.levels import NoiseLevel, transition
-from sde_diffusion.ops import sqrt
+from sde_diffusion.ops import add_scaled_, sqrt
 from sde_diffusion.types import NoiseFn
 
 
@@ -35,4 +35,5 @@ class ReverseDiffusion(GridSampler[None]):
         self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
     ) -> tuple[Tensor, None]:
         alpha_ts, beta = transition(t, s)
-        return (2.0 - alpha_ts) * x + beta * denoiser(x, t).score + sqrt(beta) * noise(x, t, s), None
+        mean = denoiser(x, t).combine(x=2.0 - alpha_ts, score=beta)
+        return add_scaled_(mean, sqrt(beta), noise(x, t, s)), None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sde_diffusion import guidance
 from sde_diffusion.analytic import Empirical, Gaussian, GaussianMixture, Law
 from sde_diffusion.bounds import VariationalBound, continuous_bound, discrete_bound
+from sde_diffusion.brownian import BrownianPath
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.labels import NoiseLabel
@@ -34,6 +35,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "AbstractDenoiser",
+    "BrownianPath",
     "CosineVPSDE",
     "DDPMChain",
     "Denoiser",

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from sde_diffusion.errors import InputError, require, require_float
 from sde_diffusion.labels import NOISE_LABELS, LogSNR, NoiseLabel
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import Number, per_sample, sqrt
-from sde_diffusion.predictions import VIEWS, Prediction, solve_x0
+from sde_diffusion.ops import Number, combine, per_sample, sqrt
+from sde_diffusion.predictions import VIEWS, Prediction, fold
 from sde_diffusion.registry import hint
 from sde_diffusion.sdes import SDE
 
@@ -223,7 +223,9 @@ def _size(level: NoiseLevel, sigma_data: float) -> Number:
 def _edm(x: Tensor, level: NoiseLevel, raw: Tensor, sigma_data: float) -> Tensor:
     """Return x̂₀ of a preconditioned output: F = a x₀ + b ε with a = σ/(σ_d s), b = −α σ_d/s, s = √(α² σ_d² + σ²)."""
     size = _size(level, sigma_data)
-    return solve_x0(x, level, raw, level.sigma / (sigma_data * size), -level.alpha * sigma_data / size)
+    known = level.sigma / (sigma_data * size), -level.alpha * sigma_data / size
+    p, q = fold(level, known, (1.0, 0.0))
+    return combine(p, x, q, raw)
 
 
 def _halves(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,10 @@ if TYPE_CHECKING:
 
 
 class Rates(NamedTuple):
-    """What changes at a level: f and g of dx = f x dt + g dw, and the slopes α′ = f α and σ′ = f σ + g²/(2σ)."""
+    """f and g of dx = f x dt + g dw."""
 
     f: Number
     g: Number
-    d_alpha: Number
-    d_sigma: Number
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +62,13 @@ class NoiseLevel:
 
     @property
     def d_alpha(self) -> Number:
-        """Slope α′ = dα/dt."""
-        return self._rates.d_alpha
+        """Slope α′ = f α."""
+        return self.f * self.alpha
 
     @property
     def d_sigma(self) -> Number:
-        """Slope σ′ = dσ/dt."""
-        return self._rates.d_sigma
+        """Slope σ′ = f σ + g²/(2σ)."""
+        return self.f * self.sigma + divide(self.g**2, 2.0 * self.sigma)
 
     @property
     def radius(self) -> Number:
@@ -90,21 +88,22 @@ class NoiseLevel:
         return NoiseLevel(t, alpha, sigma, log_snr, lambda: Rates(*(like(number, x) for number in self._rates)))
 
 
-def _rates_at(sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
-    f, g = sde.coefficients(t)
-    return f, g, f * alpha, f * sigma + g**2 / (2.0 * sigma)
+def _numbers(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return α, σ and λ."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    return alpha, sigma, 2.0 * (alpha.log() - sigma.log())
 
 
 class _GridRates:
     """The rates of a whole grid, computed when the first of them is asked for."""
 
-    def __init__(self, sde: SDE, t: Tensor, alpha: Tensor, sigma: Tensor) -> None:
-        self._arguments = sde, t, alpha, sigma
+    def __init__(self, sde: SDE, t: Tensor) -> None:
+        self._sde, self._t = sde, t
 
     @cached_property
     def _table(self) -> list[Rates]:
-        columns = (column.tolist() for column in _rates_at(*self._arguments))
-        return [Rates(*row) for row in zip(*columns, strict=True)]
+        f, g = self._sde.coefficients(self._t)
+        return [Rates(*row) for row in zip(f.tolist(), g.tolist(), strict=True)]
 
     def of(self, row: int) -> Callable[[], Rates]:
         return lambda: self._table[row]
@@ -112,11 +111,11 @@ class _GridRates:
 
 def on_grid(sde: SDE, times: Tensor) -> list[NoiseLevel]:
     """Return the levels of times (N,) on the CPU, their numbers floats, by one computation for all."""
-    t = times.detach().to(torch.float64)
-    alpha, sigma, log_snr = sde.alpha(t), sde.sigma(t), sde.log_snr(t)
-    rates = _GridRates(sde, t, alpha, sigma)
-    rows = zip(t.tolist(), alpha.tolist(), sigma.tolist(), log_snr.tolist(), strict=True)
-    return [NoiseLevel(*row, rates.of(i)) for i, row in enumerate(rows)]
+    clock = times.detach().to(torch.float64)
+    rates = _GridRates(sde, clock)
+    columns = (clock, *_numbers(sde, clock))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [NoiseLevel(t, alpha, sigma, snr, rates.of(i)) for i, (t, alpha, sigma, snr) in enumerate(rows)]
 
 
 def at(sde: SDE, t: Number) -> NoiseLevel:
@@ -129,8 +128,8 @@ def at(sde: SDE, t: Number) -> NoiseLevel:
     if not isinstance(t, Tensor) or (t.ndim == 0 and t.device.type == "cpu" and not t.requires_grad):
         return on_grid(sde, torch.as_tensor(t, dtype=torch.float64).reshape(1))[0]
     t = t.to(clock_dtype(t.device))
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
-    return NoiseLevel(t, alpha, sigma, sde.log_snr(t), lambda: Rates(*_rates_at(sde, t, alpha, sigma)))
+    alpha, sigma, log_snr = _numbers(sde, t)
+    return NoiseLevel(t, alpha, sigma, log_snr, lambda: Rates(*sde.coefficients(t)))
 
 
 def transition(t: NoiseLevel, s: NoiseLevel) -> tuple[Number, Number]:

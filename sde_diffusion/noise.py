@@ -86,6 +86,8 @@ def generators(keys: Tensor, draws: Tensor) -> Tensor:
 class Words:
     """Words of some draws of many samples at a time, in memory that is kept between calls.
 
+    Fresh memory would cost more than the arithmetic done in it.
+
     Args:
         draws, batch, size: the shape of what a call returns.
         device: where it is computed.
@@ -94,25 +96,21 @@ class Words:
     def __init__(self, draws: int, batch: int, size: int, device: torch.device) -> None:
         self._positions = torch.arange(size, dtype=torch.int32, device=device)
         self._words = torch.empty(draws, batch, size, dtype=torch.int32, device=device)
+        self._spare = torch.empty(draws, batch, size, device=device)
 
     def fits(self, draws: int, size: int, device: torch.device) -> bool:
         """Return whether this is what makes ``draws`` draws of ``size`` words on ``device``."""
         return (draws, size, device) == (len(self._words), len(self._positions), self._words.device)
 
-    def __call__(self, generators: Tensor, spare: Tensor | None = None) -> Tensor:
-        """Return the first words of generators, (draws, B, 2): int32, (draws, B, size), good until the next call.
-
-        Args:
-            spare: int32 memory of that shape which may be overwritten.
-        """
+    def __call__(self, generators: Tensor) -> Tensor:
+        """Return the first words of generators, (draws, B, 2): int32, (draws, B, size), good until the next call."""
         torch.mul(self._positions, generators[..., 1:], out=self._words).add_(generators[..., :1])
-        return _hash_(self._words, torch.empty_like(self._words) if spare is None else spare, _MIX32)
+        return _hash_(self._words, self._spare.view(torch.int32), _MIX32)
 
-    def normals(self, generators: Tensor) -> Tensor:
-        """Return the first normals of generators, (draws, B, 2): float32, (draws, B, size), in memory of their own."""
-        z = torch.empty(self._words.shape, device=self._words.device)
+    def deviates(self, generators: Tensor) -> Tensor:
+        """Return erf⁻¹ of the words as uniforms, which is normal/√2: float32, else as a call's, in other memory."""
         # A word is a uniform in (−1, 1), whose float32 has 24 bits, as torch.randn's: |z| ≤ 5.42.
-        return z.copy_(self(generators, z.view(torch.int32))).mul_(_TO_UNIT).erfinv_().mul_(math.sqrt(2.0))
+        return self._spare.copy_(self(generators)).mul_(_TO_UNIT).erfinv_()
 
 
 class NoiseStream:
@@ -132,7 +130,7 @@ class NoiseStream:
         self._generators = torch.empty(0, 0, 2)  # of coming draws, (draws, B, 2) …
         self._generators_from = 0  # … the first of which is this one
         self._words = Words(0, 0, 0, self._keys.device)
-        self._ready: tuple[Tensor, ...] = (torch.empty(0),)  # normals of coming draws, in the shape asked for …
+        self._ready: tuple[Tensor, ...] = (torch.empty(0),)  # normals/√2 of coming draws, in the shape asked for …
         self._ready_from = 0  # … the first of which is this one
 
     def _next(self, size: int, draws: int, device: torch.device) -> tuple[Words, Tensor]:
@@ -151,7 +149,7 @@ class NoiseStream:
     def _prepare(self, x: Tensor) -> None:
         size = math.prod(x.shape[1:])
         words, made = self._next(size, min(8, max(1, _AHEAD // (size * len(self._keys)))), x.device)
-        self._ready, self._ready_from = words.normals(made).view(-1, *x.shape).unbind(), self._draw
+        self._ready, self._ready_from = words.deviates(made).view(-1, *x.shape).unbind(), self._draw
 
     def __call__(self, x: Tensor, t: NoiseLevel | None = None, s: NoiseLevel | None = None) -> Tensor:
         """Return the next noise in the shape, dtype and device of ``x`` (B, *); the levels do not matter here."""
@@ -160,7 +158,7 @@ class NoiseStream:
             self._prepare(x)
             draw = 0
         self._draw += 1
-        return self._ready[draw].to(x.dtype)
+        return torch.mul(self._ready[draw], math.sqrt(2.0)).to(x.dtype)  # in memory of its own
 
     def uniform(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """Return the next draw as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""

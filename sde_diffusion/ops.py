@@ -70,6 +70,16 @@ def combine(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     return a * x + b * y
 
 
+def add_scaled(x: Tensor, c: Number, y: Tensor) -> Tensor:
+    """Return x + c·y; with a float in one pass over memory where the operators need two."""
+    return torch.add(x, y, alpha=c) if isinstance(c, float) else x + c * y
+
+
+def add_scaled_(x: Tensor, c: Number, y: Tensor) -> Tensor:
+    """Add c·y to ``x`` in place, which nobody else may hold, and return it."""
+    return x.add_(y, alpha=c) if isinstance(c, float) else x.add_(c * y)
+
+
 def column(a: Tensor, x: Tensor) -> Tensor:
     """View ``a`` of shape (B,) as (B, 1, …, 1) with as many dimensions as ``x``."""
     return a.reshape(-1, *[1] * (x.ndim - 1))

@@ -39,16 +39,17 @@ VIEWS: dict[str, Callable[[NoiseLevel], tuple[Number, Number]]] = {
 """The a and b of each view at a level."""
 
 
-def solve_x0(x: Tensor, level: NoiseLevel, w: Tensor, a: Number, b: Number) -> Tensor:
-    """Return x₀ from x = α x₀ + σ ε and w = a x₀ + b ε."""
-    delta = level.alpha * b - level.sigma * a
-    return combine(divide(b, delta), x, divide(-level.sigma, delta), w)
+def fold(level: NoiseLevel, known: tuple[Number, Number], wanted: tuple[Number, Number]) -> tuple[Number, Number]:
+    """Return p and q such that A x₀ + B ε = p x + q w, for what is known, w = a x₀ + b ε.
 
-
-def solve_eps(x: Tensor, level: NoiseLevel, w: Tensor, a: Number, b: Number) -> Tensor:
-    """Return ε from x = α x₀ + σ ε and w = a x₀ + b ε."""
+    Args:
+        known: a and b.
+        wanted: A and B.
+    """
+    (a, b), (wanted_a, wanted_b) = known, wanted
     delta = level.alpha * b - level.sigma * a
-    return combine(divide(-a, delta), x, divide(level.alpha, delta), w)
+    p, q = wanted_a * b - wanted_b * a, wanted_b * level.alpha - wanted_a * level.sigma
+    return (p / delta, q / delta) if isinstance(delta, Tensor) or delta else (divide(p, delta), divide(q, delta))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +104,25 @@ class Prediction:
 
     def view(self, name: str) -> Tensor:
         """Compute a view by its name in ``VIEWS``."""
-        if name in self.given:
-            return self.given[name]
-        a, b = VIEWS[name](self.level)
-        if name not in ("x0", "eps"):
-            return combine(a, self.x0, b, self.eps) if name != "score" else b * self.eps
-        known, w = next(iter(self.given.items()))
-        solve = solve_x0 if name == "x0" else solve_eps
-        return solve(self.x, self.level, w, *VIEWS[known](self.level))
+        return self.given[name] if name in self.given else self.combine(**{name: 1.0})
+
+    def combine(self, *, x: Number = 0.0, **views: Number) -> Tensor:
+        """Return a sum of views and of the state, each times the coefficient that is given by its name, (B, *).
+
+        ``p.combine(x=a, score=b)`` is a·x + b·p.score, and takes two passes over memory whatever the network predicts:
+        all views are linear in x and the network's output.
+        """
+        a: Number = 0.0
+        b: Number = 0.0
+        for name, factor in views.items():
+            of_x0, of_eps = VIEWS[name](self.level)
+            a, b = a + factor * of_x0, b + factor * of_eps
+        if len(self.given) > 1:
+            found = combine(a, self.given["x0"], b, self.given["eps"])
+            return found + x * self.x
+        (name, w), *_ = self.given.items()
+        p, q = fold(self.level, VIEWS[name](self.level), (a, b))
+        return combine(x + p, self.x, q, w)
 
     def lerp(self, other: Prediction, weight: Number) -> Prediction:
         """Return this prediction + ``weight`` · (the other one − this one), of the same x and level.

@@ -31,7 +31,7 @@ def reverse_drift(denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel | Number)
     """Return the drift f x − g² score of the reverse SDE, shape (B, *), at ``x`` (B, *) and ``t`` (a level or time)."""
     level = denoiser.level(t)
     here = level.like(x)
-    return here.f * x - here.g**2 * denoiser(x, level).score
+    return denoiser(x, level).combine(x=here.f, score=-(here.g**2))
 
 
 def posterior_coefficients(t: NoiseLevel, s: NoiseLevel) -> tuple[Number, Number, Number]:
@@ -178,23 +178,27 @@ class TorchSDEReverse:
         self.denoiser, self.shape, self.sde_type = denoiser, shape, sde_type
         self.step_size = (denoiser.sde.T - t_min) / num_steps
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._now = math.nan, denoiser.sde.at(t_min)
 
-    def time(self, u: Tensor) -> Tensor:
-        """Return the diffusion time t of clock ``u``."""
-        return self.denoiser.sde.T - self.step_size * u
+    def level(self, u: Tensor) -> NoiseLevel:
+        """Return the noise level of clock ``u``, the last one asked for at once."""
+        clock = float(u)  # clocks live on the CPU
+        if clock != self._now[0]:
+            self._now = clock, self.denoiser.sde.at(self.denoiser.sde.T - self.step_size * clock)
+        return self._now[1]
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         """Drift −h (f x − g² score), shape (B, D)."""
         for seen_u, seen_y, drift in self._recent:
             if seen_y is y and bool(seen_u == u):  # clocks live on the CPU
                 return drift
-        drift = -self.step_size * reverse_drift(self.denoiser, y.reshape(self.shape), self.time(u)).reshape(y.shape)
+        drift = -self.step_size * reverse_drift(self.denoiser, y.reshape(self.shape), self.level(u)).reshape(y.shape)
         self._recent = [*self._recent[-3:], (u, y, drift)]
         return drift
 
-    def scale(self, u: Tensor) -> Tensor:
-        """Diffusion √h g of every component, 0-dimensional."""
-        return self.denoiser.sde.coefficients(self.time(u))[1] * math.sqrt(self.step_size)
+    def scale(self, u: Tensor) -> Number:
+        """Diffusion √h g of every component."""
+        return self.level(u).g * math.sqrt(self.step_size)
 
     def g_prod(self, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Product √h g v, shape (B, D)."""

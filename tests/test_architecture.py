@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "errors": 0, "terminal": 0, "ops": 0, "registry": 0, "levels": 0, "types": 0, "noise": 0,
+    "errors": 0, "terminal": 0, "ops": 0, "registry": 0, "levels": 0, "types": 0, "noise": 0, "brownian": 0,
     "sdes": 1,
     "labels": 2, "predictions": 2, "denoisers": 2, "timesteps": 2, "ode": 2,
     "reverse": 3, "analytic": 3, "losses": 3, "bounds": 3,
@@ -91,3 +91,37 @@ def test_house_rules() -> None:
         assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
         statements = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Assert)]
         assert not statements, f"{path}: library code raises, it does not assert"
+
+
+def test_no_private_name_is_used_across_files() -> None:
+    """Neither imported, nor read off a module that was imported."""
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("sde_diffusion", "samplers"):
+                names = {alias.name for alias in node.names}
+                assert not [n for n in names if n.startswith("_") and not n.startswith("__")], path
+                modules |= {alias.asname or alias.name for alias in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                assert not private, f"{path}: {node.value.id}.{node.attr}"
+
+
+def test_no_class_has_the_name_of_another() -> None:
+    found: dict[str, Path] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert node.name not in found, f"class {node.name} in {found[node.name]} and in {path}"
+                found[node.name] = path
+
+
+def test_functions_can_be_read() -> None:
+    """None of more than 60 lines from its signature on, docstring included; more is several things."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{path}: {node.name} has {length} lines"

@@ -33,9 +33,11 @@ import samplers.base
 import sde_diffusion as sd
 from sde_diffusion import ops
 from sde_diffusion.denoisers import PREDICTIONS
+from sde_diffusion.guidance import ClassifierFree, DynamicThreshold, StaticThreshold
 from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.networks.execution import execute
 from sde_diffusion.sdes import SDES
+from tests.dpmpp_2m import DPMSolverPP2M
 
 SHAPE = (4, 1, 8, 8)
 
@@ -161,6 +163,33 @@ def test_every_prediction_and_noise_label_stays_on_the_device(prediction: str, n
     denoiser = sd.Denoiser(network(), sd.VPSDE(), prediction, noise_label, sigma_data=0.5)
     for name in ("ancestral", "heun", "probability_flow"):
         assert samplers.build(name).draw(denoiser, SHAPE).x.device.type == "cuda"
+
+
+WRAPPERS: dict[str, Callable[[sd.Denoiser], sd.AbstractDenoiser]] = {
+    "static": lambda d: StaticThreshold(d, 0.5),
+    "dynamic": lambda d: DynamicThreshold(d, keep_eps=True),
+    "classifier-free": lambda d: ClassifierFree(d, 3.0, interval=(0.1, 10.0)),
+}
+
+
+@pytest.mark.usefixtures("host", "fake_cuda")
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", samplers.names())
+def test_wrappers_stay_on_the_device(name: str, wrapper: str) -> None:
+    x = on_device(name).draw(WRAPPERS[wrapper](sd.Denoiser(network(), sd.VPSDE())), SHAPE).x
+    assert (x.device.type, x.dtype) == ("cuda", torch.float32)
+
+
+@pytest.mark.parametrize("num_steps", [3, 12])
+def test_a_sampler_and_a_path_from_outside_stay_on_the_device(num_steps: int, host: Host, fake_cuda: RealHost) -> None:
+    """One read, whatever the number of steps."""
+    denoiser = sd.Denoiser(network(), sd.VPSDE())
+    assert DPMSolverPP2M(num_steps=num_steps).draw(denoiser, SHAPE).x.device.type == "cuda"
+    assert host.reads == 1
+    x = torch.zeros(SHAPE, device="cuda")
+    path = sd.BrownianPath(0, range(SHAPE[0]))
+    assert samplers.build("pc", num_steps=num_steps).sample(denoiser, x, path).x.device.type == "cuda"
+    assert host.reads == 2
 
 
 @pytest.mark.usefixtures("host", "fake_cuda")
