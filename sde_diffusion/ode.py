@@ -52,12 +52,117 @@ class ODESolution:
         return {i: FAILURES[code] for i, code in enumerate(self.failure.tolist()) if code}
 
 
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""``f(t, y)`` with times (B,) and states (B, *): dy/dt, (B, *)."""
+
+
 def _norm(a: Tensor, scale: Tensor) -> Tensor:
     return ops.mean_per_example((a / scale).square()).sqrt()
 
 
+class _Pair:
+    """An embedded Runge-Kutta pair: a step, and an estimate of its error."""
+
+    def __init__(self, method: str) -> None:
+        import scipy.integrate  # 0.2 s, only where it is used
+
+        tableau = getattr(scipy.integrate, ODE_METHODS[method])
+        self._stages, self._nodes = tableau.A.tolist(), tableau.C.tolist()
+        self._weights, self._errors = tableau.B.tolist(), tableau.E.tolist()
+        self.exponent = -1.0 / (tableau.error_estimator_order + 1)
+        self.evaluations = len(self._weights)
+
+    def step(self, f: Slope, t: Tensor, y: Tensor, k: Tensor, h: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the state after a step ``h`` (B,) that ends at times ``end``, its slope there, and the error.
+
+        Args:
+            k: the slope at ``t``.
+        """
+        ks = [k]
+        for row, node in zip(self._stages[1:], self._nodes[1:], strict=True):
+            ks.append(f(t + node * h, _combine(y, ks, row, h)))
+        y_new = _combine(y, ks, self._weights, h)
+        ks.append(f(end, y_new))
+        return y_new, ks[-1], _combine(torch.zeros_like(y), ks, self._errors, h)
+
+
+def _combine(base: Tensor, ks: list[Tensor], factors: list[float], h: Tensor) -> Tensor:
+    total = torch.zeros_like(base)
+    for k, factor in zip(ks, factors, strict=False):
+        if factor:
+            total = total.add(k, alpha=factor)
+    return torch.addcmul(base, total, ops.expand(h, base))
+
+
+class _Solver:
+    """The state of a solve: where each sample is, its next step's size, and whether it is done."""
+
+    def __init__(self, f: Slope, y: Tensor, t0: Tensor, t1: Tensor, rtol: float, atol: float, method: str) -> None:
+        self.f, self.y, self.rtol, self.atol = f, y, rtol, atol
+        self.pair, self.clock = _Pair(method), ops.clock_dtype(y.device)
+        self.direction = (t1 - t0).sign()
+        self.t = torch.ones(y.shape[0], dtype=self.clock, device=y.device) * t0
+        self.end = torch.ones_like(self.t) * t1
+        self.smallest = 16.0 * torch.finfo(self.clock).eps * torch.maximum(t0.abs(), t1.abs())
+        self.k = f(self.t, y)
+        self.size = self._first_size()
+        self.done = self.t == self.end
+        self.nfe = torch.full_like(self.t, 2, dtype=torch.int64)
+        self.rejected, self.failure = torch.zeros_like(self.nfe), torch.zeros_like(self.nfe)
+        self.evaluations = 2
+        self._just_rejected = torch.zeros_like(self.done)
+
+    def _first_size(self) -> Tensor:
+        """Hairer, Nørsett, Wanner 1993, Section II.4."""
+        y, k, clock = self.y, self.k, self.clock
+        scale = self.atol + self.rtol * y.abs()
+        d0, d1 = _norm(y, scale), _norm(k, scale)
+        guess = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).to(clock)
+        guess = torch.minimum(guess, (self.end - self.t).abs())
+        ahead = self.direction * guess
+        d2 = _norm(self.f(self.t + ahead, _combine(y, [k], [1.0], ahead)) - k, scale).to(clock) / guess
+        slope = torch.maximum(d1.to(clock), d2)
+        size = torch.where(slope <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / slope) ** -self.pair.exponent)
+        return torch.minimum(100.0 * guess, size)
+
+    def attempt(self, is_last: bool) -> None:
+        """Try a step of every sample that is not done; give up those that are stuck, or if this is the last, all."""
+        t, y, done = self.t, self.y, self.done
+        h = torch.minimum(self.size, (self.end - t).abs())
+        arrives = h >= (self.end - t).abs()
+        signed = torch.where(done, torch.zeros_like(h), self.direction * h)
+        t_new = torch.where(arrives | done, self.end, t + signed)
+        y_new, k_new, error = self.pair.step(self.f, t, y, self.k, signed, t_new)
+        self.evaluations += self.pair.evaluations
+        scale = self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs())
+        size_of_error = _norm(error, scale).to(self.clock)
+
+        accepted = (size_of_error <= 1.0) & ~done  # a NaN error rejects
+        retry = ~accepted & ~done
+        self.nfe += torch.where(done, 0, self.pair.evaluations)
+        self.rejected += retry
+        self._resize(size_of_error, h, retry)
+        keep = ops.column(accepted, y)
+        self.t = torch.where(accepted, t_new, t)
+        self.y, self.k = torch.where(keep, y_new, y), torch.where(keep, k_new, self.k)
+        finished = self.t == self.end
+        stuck = retry & ~(self.size >= self.smallest)  # NaN is stuck too
+        self.failure = torch.where(stuck, 1, self.failure)
+        if is_last:
+            self.failure = torch.where(~(done | finished | stuck), 2, self.failure)
+        self.y = torch.where(ops.column(self.failure > 0, y), torch.full_like(y, torch.nan), self.y)
+        self.done = done | finished | stuck
+
+    def _resize(self, error: Tensor, h: Tensor, retry: Tensor) -> None:
+        """Choose the next step's size by the error of this one; after a rejection it does not grow."""
+        factor = (0.9 * error**self.pair.exponent).nan_to_num(0.2, posinf=10.0).clamp(0.2, 10.0)
+        factor = torch.where(self._just_rejected | retry, factor.clamp(max=1.0), factor)
+        self.size = torch.where(self.done, self.size, h * factor)
+        self._just_rejected = retry
+
+
 def solve_ode(
-    f: Callable[[Tensor, Tensor], Tensor],
+    f: Slope,
     y: Tensor,
     t0: Tensor,
     t1: Tensor,
@@ -86,77 +191,11 @@ def solve_ode(
     require_float("atol", atol, 0.0, open_low=True)
     require_int("max_steps", max_steps, 1)
     require(method in ODE_METHODS, "method", method, f"one of {', '.join(ODE_METHODS)}")
-    import scipy.integrate  # 0.2 s, only where it is used
-
-    tableau = getattr(scipy.integrate, ODE_METHODS[method])
-    stages, nodes = tableau.A.tolist(), tableau.C.tolist()
-    weights, errors = tableau.B.tolist(), tableau.E.tolist()
-    exponent = -1.0 / (tableau.error_estimator_order + 1)
-
-    def combine(base: Tensor, ks: list[Tensor], factors: list[float], h: Tensor) -> Tensor:
-        total = torch.zeros_like(base)
-        for k, factor in zip(ks, factors, strict=False):
-            if factor:
-                total = total.add(k, alpha=factor)
-        return torch.addcmul(base, total, ops.expand(h, base))
-
-    clock = ops.clock_dtype(y.device)
-    direction = (t1 - t0).sign()
-    t = torch.ones(y.shape[0], dtype=clock, device=y.device) * t0
-    end = torch.ones_like(t) * t1
-    smallest = 16.0 * torch.finfo(clock).eps * torch.maximum(t0.abs(), t1.abs())
-
-    # First step: Hairer, Nørsett, Wanner 1993, Section II.4.
-    k = f(t, y)
-    scale = atol + rtol * y.abs()
-    d0, d1 = _norm(y, scale), _norm(k, scale)
-    guess = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).to(clock)
-    guess = torch.minimum(guess, (end - t).abs())
-    d2 = _norm(f(t + direction * guess, combine(y, [k], [1.0], direction * guess)) - k, scale).to(clock) / guess
-    slope = torch.maximum(d1.to(clock), d2)
-    size = torch.where(slope <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / slope) ** -exponent)
-    size = torch.minimum(100.0 * guess, size)
-
-    done = t == end
-    nfe = torch.full_like(t, 2, dtype=torch.int64)
-    rejected = torch.zeros_like(nfe)
-    failure = torch.zeros_like(nfe)
-    evaluations = 2
-    just_rejected = torch.zeros_like(done)
+    solver = _Solver(f, y, t0, t1, rtol, atol, method)
     for attempt in range(1, max_steps + 1):
-        h = torch.minimum(size, (end - t).abs())
-        last = h >= (end - t).abs()
-        signed = torch.where(done, torch.zeros_like(h), direction * h)
-        ks = [k]
-        for row, node in zip(stages[1:], nodes[1:], strict=True):
-            ks.append(f(t + node * signed, combine(y, ks, row, signed)))
-        y_new = combine(y, ks, weights, signed)
-        t_new = torch.where(last | done, end, t + signed)
-        ks.append(f(t_new, y_new))
-        evaluations += len(ks) - 1
-        scale = atol + rtol * torch.maximum(y.abs(), y_new.abs())
-        error = _norm(combine(torch.zeros_like(y), ks, errors, signed), scale).to(clock)
-
-        accepted = (error <= 1.0) & ~done  # a NaN error rejects
-        retry = ~accepted & ~done
-        nfe += torch.where(done, 0, len(ks) - 1)
-        rejected += retry
-        factor = (0.9 * error**exponent).nan_to_num(0.2, posinf=10.0).clamp(0.2, 10.0)
-        factor = torch.where(just_rejected | retry, factor.clamp(max=1.0), factor)
-        size = torch.where(done, size, h * factor)
-        just_rejected = retry
-        keep = ops.column(accepted, y)
-        t = torch.where(accepted, t_new, t)
-        y, k = torch.where(keep, y_new, y), torch.where(keep, ks[-1], k)
-        finished = t == end
-        stuck = retry & ~(size >= smallest)  # NaN is stuck too
-        failure = torch.where(stuck, 1, failure)
-        if attempt == max_steps:
-            failure = torch.where(~(done | finished | stuck), 2, failure)
-        y = torch.where(ops.column(failure > 0, y), torch.full_like(y, torch.nan), y)
-        done = done | finished | stuck
+        solver.attempt(is_last=attempt == max_steps)
         if on_step is not None:
-            on_step(attempt, t, y)
-        if attempt == max_steps or ops.host_bool(done.all()):
+            on_step(attempt, solver.t, solver.y)
+        if attempt == max_steps or ops.host_bool(solver.done.all()):
             break
-    return ODESolution(y, nfe, rejected, failure, evaluations)
+    return ODESolution(solver.y, solver.nfe, solver.rejected, solver.failure, solver.evaluations)

@@ -134,31 +134,42 @@ class UNet2D(nn.Module):
         self.classes = nn.Embedding(num_classes, style.code_width) if num_classes else None
         self.stem = conv(image_channels, widths[0])
 
-        levels, met, below = [], [widths[0]], widths[0]
-        for i, (kind, out) in enumerate(zip(down, widths, strict=True)):
-            last = i + 1 == len(widths)
-            levels.append(Down(kind, below, out, image_channels, num_blocks, style, padding, last))
-            met += [out] * (num_blocks + (not last))
-            below = out
-        self.down = nn.ModuleList(levels)
-
+        met = self._add_down(down, widths, image_channels, num_blocks, style, padding)
         self.middle: Middle | None = None
         if middle != "none":
             own = replace(style, scale=1.0 / middle_divisor)
-            attends = middle == "attention"
             own_groups = None if middle_groups < 0 else middle_groups
-            self.middle = Middle(below, own, Attention(below, own, own_groups) if attends else nn.Identity())
-
-        ways = []
-        for i, (kind, out) in enumerate(zip(up, reversed(widths), strict=True)):
-            meets = [met.pop() for _ in range(num_blocks + 1)]
-            ways.append(Up(kind, below, out, meets, image_channels, style, last=i + 1 == len(widths)))
-            below = out
-        self.up = nn.ModuleList(ways)
-        self.norm = style.norm(below)
-        self.head = zero_init(conv(below, image_channels))
+            attention = Attention(widths[-1], own, own_groups) if middle == "attention" else nn.Identity()
+            self.middle = Middle(widths[-1], own, attention)
+        self._add_up(up, widths, image_channels, num_blocks, style, met)
+        self.norm = style.norm(widths[0])
+        self.head = zero_init(conv(widths[0], image_channels))
         self.activation = ACTIVATIONS[activation]
         self.input_scale, self.input_shift = input_scale, input_shift
+
+    def _add_down(
+        self, kinds: Sequence[str], widths: Sequence[int], pixels: int, num_blocks: int, style: Style, padding: int
+    ) -> list[int]:
+        """Build the way down; returns the channels of the states that the way up meets, the last to be met first."""
+        levels, met, below = [], [widths[0]], widths[0]
+        for i, (kind, out) in enumerate(zip(kinds, widths, strict=True)):
+            last = i + 1 == len(widths)
+            levels.append(Down(kind, below, out, pixels, num_blocks, style, padding, last))
+            met += [out] * (num_blocks + (not last))
+            below = out
+        self.down = nn.ModuleList(levels)
+        return met
+
+    def _add_up(
+        self, kinds: Sequence[str], widths: Sequence[int], pixels: int, num_blocks: int, style: Style, met: list[int]
+    ) -> None:
+        """Build the way up."""
+        levels, below = [], widths[-1]
+        for i, (kind, out) in enumerate(zip(kinds, reversed(widths), strict=True)):
+            meets = [met.pop() for _ in range(num_blocks + 1)]
+            levels.append(Up(kind, below, out, meets, pixels, style, last=i + 1 == len(widths)))
+            below = out
+        self.up = nn.ModuleList(levels)
 
     def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
         """Evaluate the network.
