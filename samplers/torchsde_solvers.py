@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from samplers.base import SAMPLERS, Path, Sampler, report
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_int
-from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.reverse import TorchSDEReverse, TorchSDEReverseDiagonal
 from sde_diffusion.types import Callback, NoiseFn
 
@@ -88,11 +86,11 @@ class TorchSDE(Sampler):
         times = torch.linspace(start, stop, num_steps + 1, dtype=torch.float64)
         report(callback, 0, start, x)
         if num_steps > 0:
-            x = self._solve(denoiser, x, noise, denoiser.sde.levels(times))
+            x = self._solve(denoiser, x, noise, num_steps, stop)
             report(callback, num_steps, stop, x)
         return Path(x, times)
 
-    def _solve(self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, levels: Sequence[NoiseLevel]) -> Tensor:
+    def _solve(self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, num_steps: int, stop: float) -> Tensor:
         import torchsde
 
         class Increments(torchsde.BaseBrownian):  # type: ignore[misc]
@@ -110,7 +108,7 @@ class TorchSDE(Sampler):
                 return "Increments()"
 
             def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
-                t, s, h = levels[round(float(ta))], levels[round(float(tb))], float(tb - ta)
+                t, s, h = reverse.level(ta), reverse.level(tb), float(tb - ta)
                 w = noise(x, t, s).reshape(self.shape) * h**0.5
                 if not return_U:
                     return w
@@ -118,7 +116,6 @@ class TorchSDE(Sampler):
                 return w, h * (0.5 * w + z * (h / 12.0) ** 0.5)
 
         kind = TorchSDEReverseDiagonal if self.method == "reversible_heun" else TorchSDEReverse
-        num_steps, stop = len(levels) - 1, float(levels[-1].t)
         reverse = kind(denoiser, tuple(x.shape), num_steps, stop, TORCHSDE_METHODS[self.method].sde_type)
         clock = torch.tensor([0.0, float(num_steps)], dtype=torch.float64)
         flat = x.reshape(x.shape[0], -1)

@@ -178,14 +178,20 @@ class TorchSDEReverse:
         self.denoiser, self.shape, self.sde_type = denoiser, shape, sde_type
         self.step_size = (denoiser.sde.T - t_min) / num_steps
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._now = math.nan, denoiser.sde.at(t_min)
+        steps = torch.arange(num_steps + 1, dtype=torch.float64)
+        self._levels: dict[float, NoiseLevel] = dict(
+            zip(steps.tolist(), denoiser.sde.levels(self._time(steps)), strict=True)
+        )
+
+    def _time(self, u: Tensor) -> Tensor:
+        return self.denoiser.sde.T - self.step_size * u
 
     def level(self, u: Tensor) -> NoiseLevel:
-        """Return the noise level of clock ``u``, the last one asked for at once."""
+        """Return the noise level of clock ``u``: of whole steps all were computed at once."""
         clock = float(u)  # clocks live on the CPU
-        if clock != self._now[0]:
-            self._now = clock, self.denoiser.sde.at(self.denoiser.sde.T - self.step_size * clock)
-        return self._now[1]
+        if clock not in self._levels:
+            self._levels[clock] = self.denoiser.sde.at(self._time(u))
+        return self._levels[clock]
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         """Drift −h (f x − g² score), shape (B, D)."""

@@ -35,6 +35,9 @@ def test_covariance_is_the_smaller_time() -> None:
     assert ((w @ w.T / n - exact).abs() < 5.0 * error).all()
     step = (w[3] - w[2]) / math.sqrt(4e-6)  # the smallest interval that is resolved
     assert stats.kstest(step.numpy(), "norm").pvalue > 1e-4
+    coarse = sd.BrownianPath(0, range(4000), generations=1)  # all that is below a half in one tent
+    for t in (0.2, 0.6, 0.95):
+        assert abs(float(coarse.at(t, x).var()) - t) < 5.0 * t * math.sqrt(2 / n)
 
 
 def test_increments_are_functions_of_the_interval() -> None:
