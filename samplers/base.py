@@ -9,7 +9,7 @@ which owns the only loop over a time grid; those that choose their own times wri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -76,6 +76,7 @@ class Sampler(ABC):
         denoise: finish with the posterior mean E[x₀ | x], one more evaluation, as "last step without noise" of DDPM.
 
     What a sampler declares about itself may depend on its options, and is checked by measurement, over the registry:
+        parts: options that are parts with options of their own, and the registries that they are chosen from.
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
         start_nfe: evaluations before the first step.
         reference: author, year, arXiv id, equation.
@@ -83,6 +84,7 @@ class Sampler(ABC):
     """
 
     host_bound: ClassVar[bool] = False
+    parts: ClassVar[Mapping[str, Registry[Any]]] = {}
     valid_sdes: ClassVar[str] = "all"
     reference: ClassVar[str]
 

@@ -45,13 +45,14 @@ class PredictorCorrector(GridSampler[object]):
         predictor: any grid sampler, or "identity".
         corrector: "langevin", a registered corrector, or "none".
         corrector_steps: corrections a step ≥ 1.
-        snr, step_rule: options of a corrector that is given by its name alone, as far as it has them.
+        snr, step_rule: options of a corrector that is not an object, as far as it has them and is not given others.
 
     References:
         Song et al. 2021, arXiv:2011.13456, Algorithm 1 and Appendix G.
     """
 
     reference = "Song et al. 2021, arXiv:2011.13456, Alg. 1"
+    parts = {"predictor": SAMPLERS, "corrector": CORRECTORS}  # noqa: RUF012
 
     predictor: str | Mapping[str, Any] | GridSampler[Any] = "reverse_diffusion"
     corrector: str | Mapping[str, Any] | Corrector = "langevin"
@@ -69,11 +70,10 @@ class PredictorCorrector(GridSampler[object]):
     def _built_corrector(self, given: str | Mapping[str, Any] | Corrector) -> Corrector | str:
         if isinstance(given, Corrector) or given == "none":
             return given
-        if isinstance(given, Mapping):
-            return CORRECTORS.build(**given)
+        own = dict(given) if isinstance(given, Mapping) else {"name": given}
         flat = {"snr": self.snr, "step_rule": self.step_rule}
-        known = CORRECTORS.config(given)
-        return CORRECTORS.build(given, **{name: flat[name] for name in flat.keys() & known.keys()})
+        known = CORRECTORS.config(own["name"])
+        return CORRECTORS.build(**{name: flat[name] for name in flat.keys() & known.keys()} | own)
 
     @property
     def _moves(self) -> GridSampler[Any]:

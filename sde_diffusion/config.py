@@ -7,6 +7,7 @@ Every choice is a name and, beside it, the options of each entry that could be n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ from sde_diffusion.training.loop import BatchFn, TrainingOptions
 
 def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
     return ConfigDict({"name": name, **extra, **{entry: registry.config(entry) for entry in registry}})
+
+
+def _parts(sampler: str) -> Mapping[str, Registry[Any]]:
+    """Return the options of a sampler that are parts, and where they are chosen from."""
+    entry = SAMPLERS[sampler]
+    return entry.parts if isinstance(entry, type) and issubclass(entry, Sampler) else {}
 
 
 def default_config() -> ConfigDict:
@@ -61,6 +68,10 @@ def default_config() -> ConfigDict:
     config.training.ema_decay = 0.99
     config.training.dequantise = True  # a density over the cells of the grey levels: what a likelihood is of
     config.sampler = _choice(SAMPLERS, "ddim")
+    for name in samplers.names():
+        for option, registry in _parts(name).items():  # a sampler's parts are choices too
+            del config.sampler[name][option]
+            config.sampler[name][option] = _choice(registry, samplers.config(name)[option])
     return config
 
 
@@ -222,9 +233,18 @@ def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = No
                 f"--config.sampler.{name}.rtol=1e-4"
             )
         fixed["num_steps"] = num_steps
-    node = ConfigDict({"name": name, name: config.sampler.get(name, ConfigDict())})
-    sampler: Sampler = _build(SAMPLERS, node, **fixed)
-    return sampler
+    options = config.sampler.get(name, ConfigDict()).to_dict()
+    parts = {option: _part(registry, options[option]) for option, registry in _parts(name).items() if option in options}
+    return SAMPLERS.build(name, **{**options, **parts, **fixed})
+
+
+def _part(registry: Registry[Any], choice: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Return a sampler's part as the sampler takes it: its name, and with it the options that are not their default."""
+    if isinstance(choice, str) or choice["name"] not in registry:
+        return choice if isinstance(choice, str) else choice["name"]
+    default = registry.config(choice["name"])
+    changed = {k: v for k, v in choice.get(choice["name"], {}).items() if k not in default or v != default[k]}
+    return {"name": choice["name"], **changed} if changed else choice["name"]
 
 
 def build_training(config: ConfigDict) -> TrainingOptions:

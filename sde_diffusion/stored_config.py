@@ -88,6 +88,11 @@ def modern(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **{name: part for name, part in parts.items() if part}}
 
 
+def is_choice(node: Any) -> bool:
+    """Return whether a key of a configuration is a choice: a name, and the options of each entry."""
+    return isinstance(node, ConfigDict) and "name" in node
+
+
 def modern_flags(overrides: Sequence[str]) -> list[str]:
     """Return ``--config.KEY=VALUE`` with the keys of version 0.1.0 replaced by those of this one."""
     found = []
@@ -139,6 +144,9 @@ def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = 
                 f"{path}: unknown key {prefix + key!r}{hint(key, list(config))} is it of another version, or of a "
                 "plug-in that --plugins=FILE would load?"
             )
+        if is_choice(config[key]) and isinstance(value, str):  # a choice may be given by its name alone
+            config[key].name = value
+            continue
         if isinstance(config[key], ConfigDict) and isinstance(value, dict):
             merge(config[key], value, path, f"{prefix}{key}.")
             continue

@@ -58,6 +58,28 @@ def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
     assert json.loads((trained / "config.json").read_text())["config"]["sampler"] == {"name": "ddim", **DDIM}
 
 
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["predictor=ddim"], ["predictor=DDIM(", "eta=0.0", "LangevinCorrector(snr=0.16"]),
+        (["predictor.name=ddim", "predictor.ddim.eta=0.5"], ["predictor=DDIM(", "eta=0.5", "snr=0.16"]),
+        (["snr=0.3"], ["ReverseDiffusion(", "LangevinCorrector(snr=0.3"]),
+        (
+            ["corrector.langevin.snr=0.2", "corrector.langevin.step_rule=batch_norms"],
+            ["LangevinCorrector(snr=0.2", "batch"],
+        ),
+        (["corrector.langevin.step_rule=batch_norms", "snr=0.4"], ["LangevinCorrector(snr=0.4", "batch_norms"]),
+        (["corrector=none", "predictor=identity"], ["IdentityPredictor", "corrector='none'"]),
+    ],
+)
+def test_parts_of_a_composite_from_flags(trained: Path, flags: list[str], parts: list[str]) -> None:
+    """By their name alone, or with options of their own."""
+    assert sample(trained, "--sampler=pc", "--steps=2", *(f"--config.sampler.pc.{flag}" for flag in flags)) == 0
+    facts = json.loads(str(np.load(trained / "samples" / "pc_2_seed0.npz")["provenance"]))
+    for part in parts:
+        assert part in facts["sampler"]
+
+
 def test_batch_size_does_not_change_the_pictures(trained: Path) -> None:
     drawn = []
     for size in (1, 2, 3):
@@ -188,6 +210,12 @@ def test_bad_arguments(
         (["--sampler=probability_flow", "--steps=20"], "chooses its own steps"),
         (["--num_samples=0"], "num_samples=0"),
         (["--config.sampler.ddim.eta=2"], "eta=2"),
+        (
+            ["--sampler=pc", "--config.sampler.pc.predictor.name=ddim", "--config.sampler.pc.predictor.ddim.eta=2"],
+            "eta=2",
+        ),
+        (["--sampler=pc", "--config.sampler.pc.predictor=scipy"], "has no single steps to correct"),
+        (["--sampler=pc", "--config.sampler.pc.corrector=langevine"], "did you mean 'langevin'"),
         (["--config.network.unet.channels=16"], "does not fit the network of the config"),
     ],
 )

@@ -17,7 +17,7 @@ from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
-from sde_diffusion.stored_config import complete, differences, load_config, modern_flags
+from sde_diffusion.stored_config import complete, differences, is_choice, load_config, modern_flags
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
@@ -95,6 +95,7 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         key = override.lstrip("-").partition("=")[0]
         require(key != "config.plugins", "argument", override, "plug-ins before all else", "give --plugins=FILE,module")
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
+    overrides = [_by_name(config, override) for override in overrides]
     try:
         holder = flags.FlagValues()
         config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *overrides])
@@ -161,6 +162,15 @@ def config_file(path: str) -> ConfigDict:
     config.plugins = tuple(plugins.stored_name(name, Path(file).parent) for name in config.plugins)
     plugins.load(config.plugins)
     return complete(config)
+
+
+def _by_name(config: ConfigDict, override: str) -> str:
+    """Return a flag that gives a choice by its name alone, as one of its key "name"."""
+    key, _, value = override.partition("=")
+    node: object = config
+    for part in key.lstrip("-").split(".")[1:]:
+        node = node[part] if isinstance(node, ConfigDict) else None
+    return f"{key}.name={value}" if is_choice(node) else override
 
 
 def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
