@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,45 +216,77 @@ def log_likelihood(
     t_start = _check(denoiser, x, divergence, probes, probe_law, t_min)
     require_int("check", check, 0)
     require_int("first_index", first_index, 0)
-    exact = divergence == "exact"
-    flow = AngularFlow(Given(denoiser, conditions))
     times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
+    flow = AngularFlow(Given(denoiser, conditions))
 
-    def solve(x: Tensor, rtol: float, atol: float) -> tuple[ODESolution, Tensor, Tensor]:
+    def solve(x: Tensor, tighter: float = 1.0) -> tuple[ODESolution, Tensor, Tensor]:
         noise = NoiseStream(seed, range(first_index, first_index + len(x)))
         directions = _directions(x, divergence, probes, probe_law, noise)
-        options = {"rtol": rtol, "atol": atol, "method": method, "max_steps": max_steps}
-        return _solve(flow, x, directions, exact, times, options)
+        options = {"rtol": tighter * rtol, "atol": tighter * atol, "method": method, "max_steps": max_steps}
+        return _solve(flow, x, directions, divergence == "exact", times, options)
 
     with torch.no_grad():
-        solution, by_probe, latent = solve(x, rtol, atol)
+        solution, by_probe, latent = solve(x)
         log_prob = by_probe.mean(dim=0)
-        if exact:
-            std_error = torch.zeros_like(log_prob)
-        else:
-            std_error = by_probe.std(dim=0) / math.sqrt(probes) if probes > 1 else torch.full_like(log_prob, math.nan)
+        some = x[:check]
+        noise = NoiseStream(seed + 1, range(first_index, first_index + len(some)))
+        solver, truncation = _checked(solve, flow, some, log_prob[:check], times[0], noise)
+        std_error = _std_error(by_probe, divergence == "exact")
+    budget = _budget(denoiser, x, std_error, solver, truncation, len(some))
+    return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)
 
-        some = x[: min(check, len(x))]
-        solver = truncation = (math.nan, math.nan)
-        if len(some):
-            _, tighter, _ = solve(some, 0.1 * rtol, 0.1 * atol)
-            solver = mean_and_error(tighter.mean(dim=0) - log_prob[: len(some)])
-            eps = NoiseStream(seed + 1, range(first_index, first_index + len(some)))(some)
-            noisy, term = truncation_term(flow.denoiser, some, times[0], eps)
-            _, from_noisy, _ = solve(noisy, rtol, atol)
-            truncation = mean_and_error(from_noisy.mean(dim=0) + term - log_prob[: len(some)])
 
+def _std_error(by_probe: Tensor, exact: bool) -> Tensor:
+    """Return the standard error of each sample's mean over probes (probes, B): 0 if exact, NaN of a single one."""
+    if exact:
+        return torch.zeros_like(by_probe[0])
+    probes = len(by_probe)
+    return by_probe.std(dim=0) / math.sqrt(probes) if probes > 1 else torch.full_like(by_probe[0], math.nan)
+
+
+def _checked(
+    solve: Callable[..., tuple[ODESolution, Tensor, Tensor]],
+    flow: AngularFlow,
+    some: Tensor,
+    log_prob: Tensor,
+    t_start: Tensor,
+    noise: NoiseStream,
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the errors of the solver and of the truncation, measured on some samples; NaN without any.
+
+    Args:
+        log_prob: what was found of those samples.
+        noise: of those samples.
+    """
+    if not len(some):
+        return (math.nan, math.nan), (math.nan, math.nan)
+    _, tighter, _ = solve(some, 0.1)
+    noisy, term = truncation_term(flow.denoiser, some, t_start, noise(some))
+    _, from_noisy, _ = solve(noisy)
+    return (
+        mean_and_error(tighter.mean(dim=0) - log_prob),
+        mean_and_error(from_noisy.mean(dim=0) + term - log_prob),
+    )
+
+
+def _budget(
+    denoiser: AbstractDenoiser,
+    x: Tensor,
+    std_error: Tensor,
+    solver: tuple[float, float],
+    truncation: tuple[float, float],
+    checked: int,
+) -> ErrorBudget:
     exact_kl = denoiser.prior_kl()
     kl = prior_kl(denoiser.sde, x) if exact_kl is None else exact_kl
-    budget = ErrorBudget(
+    return ErrorBudget(
         probes=float((std_error**2).nanmean().sqrt() / math.sqrt(len(x))),
         solver=solver,
         prior=float(kl.mean()),
         prior_is_exact=exact_kl is not None,
         truncation=truncation,
-        checked=len(some),
+        checked=checked,
     )
-    return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)
 
 
 @dataclass(frozen=True)

@@ -110,16 +110,15 @@ class UNet2D(nn.Module):
     ) -> None:
         super().__init__()
         image_channels, widths = _require_sides(shape, widths)
-        require_int("num_blocks", num_blocks, 1)
         down, up = require_kinds("down", down, len(widths)), require_kinds("up", up, len(widths))
         require(middle in MIDDLES, "middle", middle, f"one of {', '.join(MIDDLES)}")
         require_float("middle_divisor", middle_divisor, 0.0, open_low=True)
+        for name, value, low in (("num_blocks", num_blocks, 1), ("num_classes", num_classes, 0)):
+            require_int(name, value, low)
         require_int("middle_groups", middle_groups, -1)
-        require_int("num_classes", num_classes, 0)
         require(padding in (0, 1), "padding", padding, "0 or 1")
-        require_float("input_scale", input_scale)
-        require_float("input_shift", input_shift)
-
+        for name, number in (("input_scale", input_scale), ("input_shift", input_shift)):
+            require_float(name, number)
         style = Style(
             code_width=code_width or 4 * widths[0],
             dropout=dropout,
@@ -138,14 +137,13 @@ class UNet2D(nn.Module):
         self.middle: Middle | None = None
         if middle != "none":
             own = replace(style, scale=1.0 / middle_divisor)
-            own_groups = None if middle_groups < 0 else middle_groups
-            attention = Attention(widths[-1], own, own_groups) if middle == "attention" else nn.Identity()
+            norm = None if middle_groups < 0 else middle_groups
+            attention = Attention(widths[-1], own, norm) if middle == "attention" else nn.Identity()
             self.middle = Middle(widths[-1], own, attention)
         self._add_up(up, widths, image_channels, num_blocks, style, met)
         self.norm = style.norm(widths[0])
         self.head = zero_init(conv(widths[0], image_channels))
-        self.activation = ACTIVATIONS[activation]
-        self.input_scale, self.input_shift = input_scale, input_shift
+        self.activation, self.input_scale, self.input_shift = ACTIVATIONS[activation], input_scale, input_shift
 
     def _add_down(
         self, kinds: Sequence[str], widths: Sequence[int], pixels: int, num_blocks: int, style: Style, padding: int
