@@ -39,24 +39,26 @@ class Registry(Generic[T]):
         _REGISTRIES.append(self)
 
     def register(self, name: str) -> Callable[[Any], Any]:
-        """Return a decorator that enters a class or function under ``name``; from the file it is in already, anew.
+        """Return a decorator that enters a class or function under ``name``, or again if its module is run again.
 
         Raises:
             InputError: if the name is taken, or cannot be part of a file's name, as samplers' names are.
         """
         require_plain_name(self.kind, name)
         caller = sys._getframe(1).f_globals
-        module, source = str(caller.get("__name__")), str(caller.get("__file__", ""))
+        module = str(caller.get("__name__"))
+        source = str(caller.get("__file__", module))
 
         def enter(entry: Any) -> Any:
-            before = self._sources.get(name)
-            if name in self._entries and (before != source or not source):
-                raise InputError(
-                    f"{self.kind} {name!r} is registered already, by {before or 'other code'}; give one of the two "
-                    "another name"
-                )
+            known = self._entries.get(name)
+            if known is not None:
+                anew = known is not entry and self._sources.get(name) == source  # its module or cell was run again
+                if not anew or known.__qualname__ != entry.__qualname__:
+                    where = self._sources.get(name)
+                    text = f"{self.kind} {name!r} is registered already, by {where}; give one of the two another name"
+                    raise InputError(text)
             self._entries[name], self._sources[name] = entry, source
-            if module.partition(".")[0] not in OWN_PACKAGES:
+            if module.partition(".")[0] not in (*OWN_PACKAGES, "__main__"):
                 self._others[name] = module if "." in module else source
             return entry
 
