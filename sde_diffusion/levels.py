@@ -9,8 +9,8 @@ float64 tensors, and :meth:`NoiseLevel.like` casts and shapes them to a state. A
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class Rates(NamedTuple):
     g: Number
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class NoiseLevel:
     """One time and what belongs to it; all numbers are floats, or tensors of one shape.
 
@@ -37,28 +37,28 @@ class NoiseLevel:
         t: the time.
         alpha, sigma: of x_t = α x₀ + σ ε.
         log_snr: λ = log(α²/σ²); +∞ where σ is 0, −∞ where α is.
-        rates: computes the rates, which few formulas need, when the first is asked for.
+        rates: returns the rates, which few formulas need and are computed once, when the first is asked for.
     """
 
     t: Number
     alpha: Number
     sigma: Number
     log_snr: Number
-    rates: Callable[[], Rates]
+    rates: Callable[[], Rates] = field(repr=False)
 
-    @cached_property
-    def _rates(self) -> Rates:
-        return self.rates()
+    def __init__(self, t: Number, alpha: Number, sigma: Number, log_snr: Number, rates: Callable[[], Rates]) -> None:
+        # Not by the dataclass, whose way round its own lock costs a microsecond, at every step.
+        self.__dict__.update(t=t, alpha=alpha, sigma=sigma, log_snr=log_snr, rates=rates)
 
     @property
     def f(self) -> Number:
         """Drift coefficient f = α′/α."""
-        return self._rates.f
+        return self.rates().f
 
     @property
     def g(self) -> Number:
         """Diffusion coefficient g, g² = (σ²)′ − 2 f σ²."""
-        return self._rates.g
+        return self.rates().g
 
     @property
     def d_alpha(self) -> Number:
@@ -85,7 +85,7 @@ class NoiseLevel:
         if not isinstance(self.t, Tensor):
             return self
         t, alpha, sigma, log_snr = (like(number, x) for number in (self.t, self.alpha, self.sigma, self.log_snr))
-        return NoiseLevel(t, alpha, sigma, log_snr, lambda: Rates(*(like(number, x) for number in self._rates)))
+        return NoiseLevel(t, alpha, sigma, log_snr, cache(lambda: Rates(*(like(number, x) for number in self.rates()))))
 
 
 def _numbers(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +129,7 @@ def at(sde: SDE, t: Number) -> NoiseLevel:
         return on_grid(sde, torch.as_tensor(t, dtype=torch.float64).reshape(1))[0]
     t = t.to(clock_dtype(t.device))
     alpha, sigma, log_snr = _numbers(sde, t)
-    return NoiseLevel(t, alpha, sigma, log_snr, lambda: Rates(*sde.coefficients(t)))
+    return NoiseLevel(t, alpha, sigma, log_snr, cache(lambda: Rates(*sde.coefficients(t))))
 
 
 def transition(t: NoiseLevel, s: NoiseLevel) -> tuple[Number, Number]:

@@ -52,7 +52,7 @@ def fold(level: NoiseLevel, known: tuple[Number, Number], wanted: tuple[Number, 
     return (p / delta, q / delta) if isinstance(delta, Tensor) or delta else (divide(p, delta), divide(q, delta))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Prediction:
     """One prediction at (x, t); its views are computed when they are asked for, each once.
 
@@ -69,8 +69,19 @@ class Prediction:
     x: Tensor
     level: NoiseLevel
     given: Mapping[str, Tensor]
-    spread: Callable[[], Tensor] | None = None
-    variance_fraction: Tensor | None = None
+    spread: Callable[[], Tensor] | None
+    variance_fraction: Tensor | None
+
+    def __init__(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        given: Mapping[str, Tensor],
+        spread: Callable[[], Tensor] | None = None,
+        variance_fraction: Tensor | None = None,
+    ) -> None:
+        # As of a noise level: there is one of these at every evaluation.
+        self.__dict__.update(x=x, level=level, given=given, spread=spread, variance_fraction=variance_fraction)
 
     @cached_property
     def x0(self) -> Tensor:
@@ -120,7 +131,7 @@ class Prediction:
         if len(self.given) > 1:
             found = combine(a, self.given["x0"], b, self.given["eps"])
             return found + x * self.x
-        (name, w), *_ = self.given.items()
+        name, w = next(iter(self.given.items()))
         p, q = fold(self.level, VIEWS[name](self.level), (a, b))
         return combine(x + p, self.x, q, w)
 

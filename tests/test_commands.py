@@ -14,6 +14,7 @@ import pytest
 
 import samplers
 from sde_diffusion.commands.main import COMMANDS, main
+from sde_diffusion.records import read_record
 from tests.test_training import SMALL, train
 
 DDIM = {"ddim": samplers.config("ddim")}
@@ -50,7 +51,7 @@ def test_every_sampler_from_flags(trained: Path, name: str) -> None:
 
 def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
     assert sample(trained, "--sampler=pc", "--steps=4", "--config.sampler.pc.snr=0.2", "--seed=9", "--trajectory") == 0
-    facts = json.loads(str(np.load(trained / "samples" / "pc_4_seed9.npz")["provenance"]))
+    facts = read_record(trained / "samples" / "pc_4_seed9.json")
     assert "snr=0.2" in facts["sampler"]
     assert facts["nfe"] == 7
     for end in (".png", "_trajectory.png"):
@@ -75,7 +76,7 @@ def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
 def test_parts_of_a_composite_from_flags(trained: Path, flags: list[str], parts: list[str]) -> None:
     """By their name alone, or with options of their own."""
     assert sample(trained, "--sampler=pc", "--steps=2", *(f"--config.sampler.pc.{flag}" for flag in flags)) == 0
-    facts = json.loads(str(np.load(trained / "samples" / "pc_2_seed0.npz")["provenance"]))
+    facts = read_record(trained / "samples" / "pc_2_seed0.json")
     for part in parts:
         assert part in facts["sampler"]
 

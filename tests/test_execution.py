@@ -19,6 +19,7 @@ from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.networks import NETWORKS, winograd
 from sde_diffusion.networks.blocks import Attention
 from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
+from sde_diffusion.records import read_record
 from sde_diffusion.runs.open import load_run
 from sde_diffusion.stored_config import load_config
 from tests.test_commands import refused, trained
@@ -203,7 +204,7 @@ def sampled(workdir: Path, *flags: str) -> tuple[np.ndarray, dict[str, Any]]:
     quick = ("--sampler=ddim", "--steps=3", "--num_samples=4", "--quiet", "--device=cpu")
     assert main(["sample", f"--workdir={workdir}", *quick, *flags]) == 0
     with np.load(workdir / "samples" / "ddim_3_seed0.npz") as content:
-        return content["x"], json.loads(str(content["provenance"]))
+        return content["x"], read_record(workdir / "samples" / "ddim_3_seed0.json")
 
 
 def test_samples_name_their_precision(trained: Path) -> None:

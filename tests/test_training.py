@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import sde_diffusion as sd
 from sde_diffusion.commands.main import main
+from sde_diffusion.records import read_record
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import TrainingOptions, make_optimizer
@@ -138,7 +139,7 @@ def test_provenance_is_with_every_artefact(tmp_path: Path) -> None:
     import numpy as np
 
     arrays = np.load(tmp_path / "samples" / "ddim_2_seed4.npz")
-    sampled = json.loads(str(arrays["provenance"]))
+    sampled = read_record(tmp_path / "samples" / "ddim_2_seed4.json")
     for facts in (saved["provenance"], state["provenance"], sampled):
         assert facts["version"] == sd.__version__
         assert facts["seed"] == 4

@@ -6,6 +6,7 @@ and on its place alone, so a score that was stopped goes on where it was, in bat
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -207,27 +208,31 @@ class Scorer:
             on_image: called with the number of images that are newly finished.
         """
         made_with, state = read_state(path) if path.exists() else ("", {})
-        if made_with != text_of(key):
+        if made_with != digest_of(key):
             state = self._fresh()
         self._require_whole(state, path)
         on_image(int(state["done"]))
-        if "pilot" not in state:
-            state["pilot"] = np.array(json.dumps(self.pilot()))
+        if not any(name.startswith(_PILOT) for name in state):
+            state |= {f"{_PILOT}{name}": np.asarray(value) for name, value in self.pilot().items()}
             _save(path, key, state)
-        pilot = json.loads(str(state["pilot"]))
-        reasons: dict[str, str] = json.loads(str(state["reasons"]))
+        pilot = {name.removeprefix(_PILOT): v.tolist() for name, v in state.items() if name.startswith(_PILOT)}
+        reasons = dict(zip(state["failed"].tolist(), state["why"].tolist(), strict=True))
         while (first := int(state["done"])) < len(self.k):
             last = min(first + batch_size, len(self.k))
             for draw in range(self.options.dequantisations):
                 r = self.likelihood(first, last, draw, pilot["tolerance"], check=0)
                 for name, values in (("ode", r.log_prob), ("ode_std_error", r.std_error), ("nfe", r.nfe)):
                     state[name][draw, first:last] = values.cpu().numpy()
-                reasons |= {str(first + i): reason for i, reason in r.reasons.items()}
+                reasons |= {first + i: reason for i, reason in r.reasons.items()}
             self._bounds(state, first, last)
-            state["done"], state["reasons"] = np.array(last), np.array(json.dumps(reasons))
+            state |= {
+                "done": np.array(last),
+                "failed": np.array([*reasons], np.int64),
+                "why": np.array([*reasons.values()], str),
+            }
             _save(path, key, state)
             on_image(last - first)
-        return self._scores(state, pilot, {int(i): reason for i, reason in reasons.items()})
+        return self._scores(state, pilot, reasons)
 
     def _bounds(self, state: dict[str, np.ndarray], first: int, last: int) -> None:
         """Add both bounds of images ``first`` … ``last``."""
@@ -262,10 +267,14 @@ class Scorer:
     def _require_whole(self, state: dict[str, np.ndarray], path: Path) -> None:
         """Refuse numbers that were read unless they have the names, shapes and kinds of those to be continued."""
         for name, own in self._fresh().items():
-            found = state.get(name)
-            ok = found is not None and found.shape == own.shape and found.dtype.kind == own.dtype.kind
-            kind = None if found is None else f"{found.dtype} {found.shape}"
-            require(ok, f"{path}: {name}", kind, f"{own.dtype} {own.shape}", "delete the file to start again")
+            wanted = f"{own.dtype} {own.shape}"
+            require(name in state, f"{path}: {name}", None, wanted, "delete the file to start again")
+            found = state[name]
+            kinds, ends = {found.dtype.kind, own.dtype.kind}, {found.shape, own.shape}
+            ok = len(kinds) == 1 and (len(ends) == 1 or (name in ("failed", "why") and found.ndim == 1))
+            require(ok, f"{path}: {name}", f"{found.dtype} {found.shape}", wanted, "delete the file to start again")
+        same = len(state["failed"]) == len(state["why"])
+        require(same, f"{path}: failed", len(state["failed"]), f"as many as the {len(state['why'])} reasons why")
         done = int(state["done"])
         require(0 <= done <= len(self.k), f"{path}: done", done, f"a number of at most {len(self.k)} images")
 
@@ -276,7 +285,7 @@ class Scorer:
         state |= {name: np.full(n, math.nan) for name in ("continuous", "continuous_std_error", "discrete")}
         state |= {f"{name}_parts": np.zeros(3) for name in steps}
         state |= {f"{name}_curve": np.zeros((2, count)) for name, count in steps.items()}
-        return state | {"done": np.array(0), "reasons": np.array("{}")}
+        return state | {"done": np.array(0), "failed": np.zeros(0, np.int64), "why": np.zeros(0, str)}
 
     def _scores(self, state: dict[str, np.ndarray], pilot: dict[str, Any], reasons: dict[int, str]) -> Scores:
         n = len(self.k)
@@ -299,18 +308,24 @@ class Scorer:
         return Scores(**arrays, parts=parts, curves=curves, reasons=reasons, pilot=pilot)
 
 
-def text_of(key: dict[str, Any]) -> str:
-    """Return the text by which keys are compared."""
-    return json.dumps(key, sort_keys=True)
+_PILOT = "pilot "
+"""What the names of the arrays begin with that the pilot's numbers are kept in."""
+
+
+def digest_of(key: dict[str, Any]) -> str:
+    """Return the SHA-256 by which keys are compared."""
+    return hashlib.sha256(f"scores 2 {json.dumps(key, sort_keys=True)}".encode()).hexdigest()
 
 
 def _save(path: Path, key: dict[str, Any], state: dict[str, np.ndarray]) -> None:
-    content: dict[str, Any] = {**state, "key": text_of(key)}
+    content: dict[str, Any] = {**state, "key": digest_of(key)}
     write_atomically(path, lambda p: np.savez(p, **content))
 
 
 def read_state(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Read a file of scores, finished or not: the text of its key, and its arrays.
+    """Read a file of scores, finished or not: the SHA-256 of its key, and its arrays.
+
+    In files of version 0.1.0 the key itself stands there, which is that of no score of today.
 
     Raises:
         InputError: if it is not one.

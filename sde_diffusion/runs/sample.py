@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from sde_diffusion.errors import require_int
 from sde_diffusion.evaluation.pictures import save_grid, save_strip
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.ops import column
+from sde_diffusion.records import write_record
 from sde_diffusion.stored_config import chosen
 
 if TYPE_CHECKING:
@@ -117,8 +117,9 @@ def draw(
 
 
 def save_arrays(path: Path, x: Tensor, facts: dict[str, Any]) -> None:
-    """Write samples and their provenance as ``.npz``: arrays ``x`` and ``provenance`` (a JSON text)."""
-    write_atomically(path, lambda p: np.savez_compressed(p, x=x.numpy(), provenance=json.dumps(facts)))
+    """Write samples as ``.npz``, array ``x``, and what made them as a record beside it, ``.json``."""
+    write_record(path.with_suffix(".json"), facts)
+    write_atomically(path, lambda p: np.savez_compressed(p, x=x.numpy()))
 
 
 def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
@@ -140,11 +141,11 @@ def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
     )
     steps = f"_{drawn.sampler.num_steps}" if hasattr(drawn.sampler, "num_steps") else ""
     stem = run.workdir / "samples" / f"{name}{steps}_seed{drawn.seed}"
-    written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".png", "_trajectory.png")]
+    written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".json", ".png", "_trajectory.png")]
     save_arrays(written[0], drawn.x, facts)
-    save_grid(written[1], drawn.x)
+    save_grid(written[2], drawn.x)
     if not drawn.strip:
-        return written[:2]
+        return written[:3]
     times, states = zip(*drawn.strip, strict=True)
-    save_strip(written[2], states, times)
+    save_strip(written[3], states, times)
     return written

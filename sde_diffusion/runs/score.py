@@ -17,7 +17,7 @@ from sde_diffusion.data.image_folder import load_picture
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
-from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, read_state, text_of
+from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, digest_of, read_state
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
 from sde_diffusion.records import read_record, write_record
@@ -90,7 +90,7 @@ def _keep_other(path: Path, key: dict[str, Any]) -> None:
     if not path.exists():
         return
     other, _ = read_state(path)
-    if other != text_of(key):
+    if other != digest_of(key):
         name = hashlib.sha256(other.encode()).hexdigest()[:8]
         for suffix in (".npz", ".json", ".png"):
             if path.with_suffix(suffix).exists():
