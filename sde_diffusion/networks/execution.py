@@ -43,12 +43,12 @@ class Executed(nn.Module):
         self.graphs = compiled and _device(network).type == "cuda"
         self.net = torch.compile(network, mode="reduce-overhead" if self.graphs else None) if compiled else network
 
-    def forward(self, x: Tensor, label: Tensor, **conditioning: Any) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, **conditions: Any) -> Tensor:
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         attention = nullcontext() if self.fused_attention else sdpa_kernel(SDPBackend.MATH)
         with attention, torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            out: Tensor = self.net(x, label, **conditioning)
+            out: Tensor = self.net(x, label, **conditions)
         return out.to(x.dtype, copy=self.graphs)  # the next replay of a graph overwrites what it returned
 
 
