@@ -22,12 +22,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import Number, combine, divide
+from sde_diffusion.ops import Number, add_scaled_, combine, divide
 
 VIEWS: dict[str, Callable[[NoiseLevel], tuple[Number, Number]]] = {
     "x0": lambda level: (1.0, 0.0),
@@ -80,8 +81,8 @@ class Prediction:
         spread: Callable[[], Tensor] | None = None,
         variance_fraction: Tensor | None = None,
     ) -> None:
-        # As of a noise level: there is one of these at every evaluation.
-        self.__dict__.update(x=x, level=level, given=given, spread=spread, variance_fraction=variance_fraction)
+        # As of a noise level: there is one of these at every evaluation. The views that are known are there at once.
+        self.__dict__.update(x=x, level=level, given=given, spread=spread, variance_fraction=variance_fraction, **given)
 
     @cached_property
     def x0(self) -> Tensor:
@@ -115,13 +116,19 @@ class Prediction:
 
     def view(self, name: str) -> Tensor:
         """Compute a view by its name in ``VIEWS``."""
-        return self.given[name] if name in self.given else self.combine(**{name: 1.0})
+        whole: dict[str, Any] = {name: 1.0}
+        return self.given[name] if name in self.given else self.combine(**whole)
 
-    def combine(self, *, x: Number = 0.0, **views: Number) -> Tensor:
+    def combine(self, *, x: Number = 0.0, onto: Tensor | None = None, **views: Number) -> Tensor:
         """Return a sum of views and of the state, each times the coefficient that is given by its name, (B, *).
 
         ``p.combine(x=a, score=b)`` is a·x + b·p.score, and takes two passes over memory whatever the network predicts:
-        all views are linear in x and the network's output.
+        all views are linear in x and the network's output. Multistep schemes keep predictions and add those of before.
+
+        Args:
+            x: coefficient of the state.
+            onto: a tensor (B, *) that the sum is added to in place, which nobody else may hold, and that is returned.
+            views: coefficients of views, by name.
         """
         a: Number = 0.0
         b: Number = 0.0
@@ -129,10 +136,12 @@ class Prediction:
             of_x0, of_eps = VIEWS[name](self.level)
             a, b = a + factor * of_x0, b + factor * of_eps
         if len(self.given) > 1:
-            found = combine(a, self.given["x0"], b, self.given["eps"])
-            return found + x * self.x
+            found = combine(a, self.given["x0"], b, self.given["eps"]) + x * self.x
+            return found if onto is None else onto.add_(found)
         name, w = next(iter(self.given.items()))
         p, q = fold(self.level, VIEWS[name](self.level), (a, b))
+        if onto is not None:
+            return add_scaled_(add_scaled_(onto, x + p, self.x), q, w)
         return combine(x + p, self.x, q, w)
 
     def lerp(self, other: Prediction, weight: Number) -> Prediction:

@@ -6,28 +6,26 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import samplers
-from sde_diffusion import AbstractDenoiser, NoiseLevel
-from sde_diffusion.ops import Number, combine, expm1
+from sde_diffusion import AbstractDenoiser, NoiseLevel, Prediction
+from sde_diffusion.ops import expm1
 from sde_diffusion.types import NoiseFn
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The prediction and the step, in λ = log(α/σ), before this one; at the start there is none."""
+    """The prediction and the step, in λ = log(α/σ), before this one."""
 
-    x0: Tensor | None
-    h: Number
+    p: Prediction
+    h: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPP2M(samplers.GridSampler[Memory]):
+class DPMSolverPP2M(samplers.GridSampler[Memory | None]):
     """x_s = (σ_s/σ_t) x_t − α_s (e^{−h} − 1) D with D from two predictions of x₀; the first step takes one."""
 
     order, stochastic, nfe_per_step = 2, False, 1
@@ -35,14 +33,19 @@ class DPMSolverPP2M(samplers.GridSampler[Memory]):
 
     grid: str = "log_snr"
 
-    def init(self, denoiser: AbstractDenoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Memory:
-        return Memory(None, 0.0)
-
     def step(
-        self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: Memory, noise: NoiseFn
+        self,
+        denoiser: AbstractDenoiser,
+        x: Tensor,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        state: Memory | None,
+        noise: NoiseFn,
     ) -> tuple[Tensor, Memory]:
-        x0 = denoiser(x, t).x0
-        h = 0.5 * (s.log_snr - t.log_snr)
-        # D = (1 + 1/(2r)) x0 − 1/(2r) x0 of before, with r = h of before / h
-        d = x0 if state.x0 is None else torch.lerp(state.x0, x0, 1.0 + 0.5 * h / state.h)
-        return combine(s.sigma / t.sigma, x, -s.alpha * expm1(-h), d), Memory(x0, h)
+        p, h = denoiser(x, t), 0.5 * (s.log_snr - t.log_snr)
+        of_d = -s.alpha * expm1(-h)
+        w = 0.0 if state is None else 0.5 * h / state.h  # D = (1 + w) x0 − w x0 of before, w = 1/(2r)
+        x = p.combine(x=s.sigma / t.sigma, x0=of_d * (1.0 + w))
+        if state is not None:
+            x = state.p.combine(x0=-of_d * w, onto=x)
+        return x, Memory(p, h)
