@@ -84,20 +84,18 @@ def save_bound(path: Path, curves: dict[str, list[list[float]]]) -> None:
         axis.legend()
 
 
-def save_sweep(
-    path: Path, points: Sequence[Point], metric: str, against: str = "nfe", mark: float | None = None
-) -> None:
+def save_sweep(path: Path, points: Sequence[Point], metric: str, cost: str = "nfe", mark: float | None = None) -> None:
     """Plot a metric over its cost, a curve a sampler, bars of 95 % intervals.
 
     Args:
         points: of :func:`sde_diffusion.evaluation.curves.points`.
         metric: what is plotted.
-        against: "nfe" or "seconds".
+        cost: "nfe" or "seconds".
         mark: the metric of training images, drawn as a line.
     """
     with figure(path, (6.8, 4.4)) as (axis,):
         for i, (name, own) in enumerate(by_curve(points).items()):
-            x, y = [getattr(point, against) for point in own], [point.metric for point in own]
+            x, y = [getattr(point, cost) for point in own], [point.metric for point in own]
             bars = [QUANTILE * point.error for point in own] if any(point.error for point in own) else None
             style = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2}
             axis.errorbar(x, y, yerr=bars, color=COLOURS[i % len(COLOURS)], label=name, **style)
@@ -106,7 +104,7 @@ def save_sweep(
         axis.set_xscale("log")
         axis.set_yscale("log")
         _logarithmic(axis.xaxis, axis.yaxis)
-        axis.set_xlabel("network evaluations a sample" if against == "nfe" else "seconds of all samples")
+        axis.set_xlabel("network evaluations a sample" if cost == "nfe" else "seconds of all samples")
         axis.set_ylabel(metric)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -272,7 +272,7 @@ def _paper_figures(folder: Path, records: Sequence[Record], sweeps: Sequence[lis
         rows, metric = sweeps[0], sweeps[0][0]["metric"]
         mark = (rows[0].get("training_images") or {}).get(metric)
         for cost in COSTS:
-            save(f"{metric}_{cost}", partial(save_sweep, points=points(rows), metric=metric, against=cost, mark=mark))
+            save(f"{metric}_{cost}", partial(save_sweep, points=points(rows), metric=metric, cost=cost, mark=mark))
         if solver := points(rows, SOLVER_ERROR):
             save("solver_error_nfe", partial(save_sweep, points=solver, metric=SOLVER_ERROR))
     if trained := {record.name: record.training for record in records if record.training}:

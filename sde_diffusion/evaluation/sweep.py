@@ -194,7 +194,7 @@ def sweep(
     plan: Iterable[Setting],
     key: Row,
     options: Callable[[Setting], Row],
-    run: Callable[[Setting, str], Row],
+    measure: Callable[[Setting, str], Row],
     on_row: Callable[[Row, bool], None],
     metrics: Sequence[str] = (),
 ) -> list[Row]:
@@ -205,7 +205,7 @@ def sweep(
         recorded: its rows (:func:`read_rows`).
         key: the fields ``ALIKE`` of this sweep; rows of other keys are left alone.
         options: returns the other options of a run's sampler.
-        run: does one run and returns its numbers; is given a name for its files, which is that of no other run.
+        measure: draws one row and returns its numbers; is given a name for its files, which is that of no other run.
         on_row: called with each row and whether it is new.
         metrics: what a recorded row must have measured; one that has not is measured anew.
     """
@@ -219,7 +219,7 @@ def sweep(
             _forget(path, known)
             known = None
         if known is None:
-            row |= run(setting, picture_of(row))
+            row |= measure(setting, picture_of(row))
             append_row(path, row)
         on_row(known or row, known is None)
         rows.append(known or row)
