@@ -15,6 +15,7 @@ from typing import Any
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import read_json, to_json, write_json
+from sde_diffusion.terminal import notice
 
 SEAL = "sha256"
 """Key of a record under which the SHA-256 of all else in it stands."""
@@ -39,12 +40,22 @@ def unsealed(content: Any, where: str) -> dict[str, Any]:
     """
     require(isinstance(content, dict), where, type(content).__name__, "a JSON object")
     rest = {key: value for key, value in content.items() if key != SEAL}
-    if SEAL in content and content[SEAL] != _fingerprint(rest):
+    broken = content[SEAL] != _fingerprint(rest) if SEAL in content else _seal_is_misnamed(content)
+    if broken:
         raise InputError(
             f"{where}: is not as it was written, by its {SEAL}: damaged, or changed by hand; restore it, or if the "
             f"change is meant, remove the key {SEAL!r}"
         )
     return rest
+
+
+def _seal_is_misnamed(content: dict[str, Any]) -> bool:
+    """Return whether a record has its SHA-256 under another key: then it is the key that is damaged."""
+    return any(
+        seal == _fingerprint({k: v for k, v in content.items() if k != key})
+        for key, seal in content.items()
+        if isinstance(seal, str) and len(seal) == 64
+    )
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
@@ -67,7 +78,7 @@ def as_line(content: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path, expected: str, check: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    """Read records that stand a line each, none if there is no file; a torn last line, a kill's trace, is left out.
+    """Read records that stand a line each, none if there is no file; a torn last line is said and left out.
 
     Args:
         expected: what a line should be, for the message.
@@ -76,8 +87,10 @@ def read_lines(path: Path, expected: str, check: Callable[[dict[str, Any]], None
     Raises:
         InputError: on another line that is not such a record; names it.
     """
-    found = []
-    for number, line in enumerate(_whole_lines(path), start=1):
+    found, lines = [], _whole_lines(path)
+    if path.exists() and path.stat().st_size > sum(map(len, lines)):
+        notice(f"{path}: its last line, number {len(lines) + 1}, is torn, as a killed process leaves it, and left out")
+    for number, line in enumerate(lines, start=1):
         where = f"{path}: line {number}"
         try:
             found.append(unsealed(json.loads(line), where))

@@ -62,14 +62,16 @@ def test_plan_covers_all_and_takes_the_cheap_first() -> None:
     assert [s.value for s in plan[:4]] == [5, 1e-1, 5, 1e-1]
 
 
-def test_torn_last_line_is_repaired_and_others_are_named(tmp_path: Path) -> None:
+def test_torn_last_line_is_repaired_and_others_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "benchmark.jsonl"
     assert read_rows(path) == []
     append_row(path, row())
     append_row(path, row(value=20))
     whole = path.read_text()
     path.write_text(whole + whole[: len(whole) // 3])
+    capsys.readouterr()
     assert [r["value"] for r in read_rows(path)] == [10, 20]
+    assert "its last line, number 3, is torn" in capsys.readouterr().err
     drop_torn_line(path)  # by the writer alone: a reader may see a line that is being written
     assert path.read_text() == whole
     path.write_text(whole.replace('{"metric"', '{"metr', 1))
