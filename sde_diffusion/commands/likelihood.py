@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.runs.run import Run
-from sde_diffusion.runs.score import CAVEAT, Scored, like, score, score_pictures, separate
+from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, separate
 from sde_diffusion.terminal import say
 
 
@@ -90,11 +91,10 @@ def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list
         sets[f"likelihood_{values.against}"] = like(configuration.build_dataset(other), run.dataset)
     found = []
     for stem, data in sets.items():
-        k = getattr(data, values.split)
-        k = k[: values.num_images or len(k)]
-        say(f"{len(k)} {values.split} images of {data.name}", values.quiet)
-        facts = {"data": data.name, "split": values.split}
-        found.append(score(run, data, k, options, facts, stem=stem, batch_size=values.batch_size, quiet=values.quiet))
+        count = len(getattr(data, values.split))
+        say(f"{min(values.num_images or count, count)} {values.split} images of {data.name}", values.quiet)
+        how: dict[str, Any] = {"options": options, "batch_size": values.batch_size, "quiet": values.quiet}
+        found.append(run.score(values.split, data=data, stem=stem, num_images=values.num_images, **how))
         written = f"wrote {stem}.json, {stem}.npz, {stem}.png in {run.workdir}"
         say(f"{bits.as_text(found[-1].summary)}\n{written}\n", values.quiet)
     if values.against:

@@ -154,25 +154,29 @@ class Run:
         self,
         split: str = "test",
         *,
+        data: Dataset | None = None,
+        stem: str = "likelihood",
         num_images: int = 0,
         options: ScoringOptions | None = None,
         batch_size: int = 64,
         quiet: bool = False,
     ) -> Scored:
-        """Score a split of the run's data and write ``likelihood.json`` with its ``.npz`` and ``.png``.
+        """Score a split of a data set and write ``STEM.json`` with its ``.npz`` and ``.png``.
 
         Args:
             split: "test" or "train".
+            data: what to score; by default the run's own data.
+            stem: what the files are called.
             num_images: the first so many; 0 for all.
             options: what is computed.
             batch_size: images at a time; does not change their numbers.
         """
         require(split in ("test", "train"), "split", split, "'test' or 'train'")
-        data = self.dataset
+        data = self.dataset if data is None else data
         k = getattr(data, split)
         k = k[: num_images or len(k)]
         facts = {"data": data.name, "split": split}
-        return score(self, data, k, options or ScoringOptions(), facts, batch_size=batch_size, quiet=quiet)
+        return score(self, data, k, options or ScoringOptions(), facts, stem=stem, batch_size=batch_size, quiet=quiet)
 
     def benchmark(
         self,
