@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoisers import AbstractDenoiser, Given, counted
+from sde_diffusion.denoisers import AbstractDenoiser, counted
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import clock_dtype, host_bool
@@ -163,10 +163,11 @@ class Sampler(ABC):
             device: where to sample; by default the denoiser's.
             dtype: dtype of the state.
             callback: ``callback(step, t, x)`` with times (B,), called before the first step and after each.
-            conditions: passed on to the denoiser.
+            conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
         Raises:
-            InputError: on a bad shape or seed, or if the state becomes non-finite (names the step and the time).
+            InputError: on a bad shape or seed, conditions that the denoiser does not take or that are missing, or if the
+                state becomes non-finite (names the step and the time).
         """
         ok = len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
@@ -208,7 +209,7 @@ class Sampler(ABC):
         conditions: dict[str, Any],
     ) -> SampleResult:
         """Integrate, denoise, count, and refuse what is not finite."""
-        asked = Given(denoiser, conditions) if conditions else denoiser
+        asked = denoiser.given(conditions, len(x))
         with counted() as evaluations:
             path = integrate(asked, x, noise, callback)
             x, times = path.x, path.times

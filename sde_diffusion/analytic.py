@@ -108,6 +108,11 @@ class AnalyticDenoiser(AbstractDenoiser):
         super().__init__(sde)
         self.law = law
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """None: a law is that of all the data."""
+        return ()
+
     def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
         """Evaluate at ``x`` (B, *) and ``t``; the law knows no conditions."""
         level = self.level(t)

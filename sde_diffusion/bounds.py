@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,6 +128,7 @@ def discrete_bound(
     variance: str | float = "posterior",
     cell: float | None = None,
     on_step: Callable[[int], None] | None = None,
+    **conditions: Any,
 ) -> VariationalBound:
     """Evaluate DDPM's bound for the chain of ancestral steps over ``times``: every term, one draw of x_t each.
 
@@ -138,6 +140,7 @@ def discrete_bound(
         variance: the reverse variance, as of the ``ancestral`` sampler.
         cell: width of a grey level's cell where the data are grey levels in [−1, 1]; None for continuous data.
         on_step: called with the number of finished evaluations.
+        conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
     Returns:
         The bound; term i belongs to the step from ``times[i]`` to ``times[i + 1]``. One evaluation each, one for L_0.
@@ -145,7 +148,7 @@ def discrete_bound(
     Raises:
         InputError: on bad times, variance or cell.
     """
-    sde = denoiser.sde
+    sde, denoiser = denoiser.sde, denoiser.given(conditions, len(x0))
     require_falling(times, sde.T + 1e-9)  # a grid may reach T but for rounding
     at_prior = abs(float(times[0]) - sde.T) < 1e-9
     require(at_prior, "times", times.flatten()[:4].tolist(), f"times that fall from T={sde.T:g}, where the prior is")
@@ -180,6 +183,7 @@ def continuous_bound(
     t_min: float = 1e-5,
     cell: float | None = None,
     on_step: Callable[[int], None] | None = None,
+    **conditions: Any,
 ) -> VariationalBound:
     """Estimate the continuous-time bound without bias, from times that are uniform in log SNR.
 
@@ -194,11 +198,12 @@ def continuous_bound(
         t_min: time of L_0, at which the integral ends.
         cell: width of a grey level's cell where the data are grey levels in [−1, 1]; None for continuous data.
         on_step: called with the number of finished evaluations.
+        conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
     Raises:
         InputError: on bad ``draws``, ``t_min`` or ``cell``.
     """
-    sde = denoiser.sde
+    sde, denoiser = denoiser.sde, denoiser.given(conditions, len(x0))
     require_int("draws", draws, 2)
     require(draws % 2 == 0, "draws", draws, "an even number")
     require_float("t_min", t_min, 0.0, sde.T, open_low=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +104,40 @@ class AbstractDenoiser(nn.Module, ABC):
         """Return KL(p_T ‖ prior), nats, (), where the law of the data is known; else None."""
         return None
 
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        """Names of the conditions that :meth:`forward` takes; None where nothing tells."""
+        return None
+
+    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
+        """Refuse conditions that this denoiser does not take, or that are not one a sample.
+
+        Raises:
+            InputError: names the condition.
+        """
+        known = self.conditions
+        for name, value in conditions.items():
+            there = f"only {', '.join(known)}" if known else "no conditions"
+            require(known is None or name in known, name, _brief(value), f"{there}, for the model is told nothing else")
+            if isinstance(value, Tensor):
+                expected = f"one a sample, of shape ({batch}, *)"
+                require(value.ndim > 0 and len(value) == batch, f"{name} shape", tuple(value.shape), expected)
+
+    def given(self, conditions: Mapping[str, Any], batch: int) -> AbstractDenoiser:
+        """Return this denoiser with the conditions of a batch filled in, checked, and on its device.
+
+        Args:
+            conditions: by name: (B, *) each, as tensors, arrays or lists; a single number is that of every sample.
+            batch: B.
+
+        Raises:
+            InputError: on conditions that it does not take, of another length, or out of range.
+        """
+        filled = {name: _of_batch(value, batch) for name, value in conditions.items() if value is not None}
+        self.require_conditions(filled, batch)
+        moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in filled.items()}
+        return Given(self, moved) if moved else self
+
     def level(self, t: NoiseLevel | Number) -> NoiseLevel:
         """Return the noise level at ``t``."""
         return t if isinstance(t, NoiseLevel) else self.sde.at(t)
@@ -112,6 +147,17 @@ class AbstractDenoiser(nn.Module, ABC):
         """Where its parameters are, or else its buffers; the CPU if it has none."""
         first = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
+
+
+def _of_batch(value: Any, batch: int) -> Any:
+    """Return a condition as a tensor, one number repeated for each of ``batch`` samples."""
+    if isinstance(value, (bool, int, float, list, tuple, range, np.ndarray, np.generic)):
+        value = torch.as_tensor(np.asarray(value))
+    return value.expand(batch) if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+def _brief(value: Any) -> Any:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else value
 
 
 class Wrapper(AbstractDenoiser):
@@ -129,22 +175,32 @@ class Wrapper(AbstractDenoiser):
     def round_t(self, t: Tensor) -> Tensor:
         return self.denoiser.round_t(t)
 
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        return self.denoiser.conditions
+
+    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
+        self.denoiser.require_conditions(conditions, batch)
+
 
 @final
 class Given(Wrapper):
-    """A denoiser with conditions filled in.
+    """A denoiser with conditions filled in (:meth:`AbstractDenoiser.given`).
 
     Args:
         denoiser: the denoiser.
-        conditions: passed on to it at every call.
+        filled: passed on to it at every call.
     """
 
-    def __init__(self, denoiser: AbstractDenoiser, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, denoiser: AbstractDenoiser, filled: Mapping[str, Any]) -> None:
         super().__init__(denoiser)
-        self.conditions = dict(conditions)
+        self.filled = dict(filled)
+
+    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
+        super().require_conditions({**self.filled, **conditions}, batch)
 
     def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
-        return self.denoiser(x, t, **self.conditions, **conditions)
+        return self.denoiser(x, t, **self.filled, **conditions)
 
     def prior_kl(self) -> Tensor | None:
         return self.denoiser.prior_kl()
@@ -213,6 +269,29 @@ class Denoiser(AbstractDenoiser):
 
     def round_t(self, t: Tensor) -> Tensor:
         return self.noise_label.round_t(t)
+
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        """What the network says that it takes (its attribute ``conditions``); None if it does not say."""
+        known: tuple[str, ...] | None = getattr(self.net, "conditions", None)
+        return known
+
+    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
+        """Also that nothing is missing, and that classes are whole numbers below the network's ``num_classes``."""
+        super().require_conditions(conditions, batch)
+        count = int(getattr(self.net, "num_classes", 0))
+        for name in self.conditions or ():
+            optional = name == "classes" and bool(getattr(self.net, "null_class", False))
+            one_of = f" below {count}" if name == "classes" else ""
+            there = optional or conditions.get(name) is not None
+            require(there, name, None, f"{name} (B, *){one_of}, one a sample, for the network must be told them")
+        classes = conditions.get("classes")
+        if count and isinstance(classes, Tensor):
+            whole = not classes.is_floating_point() and classes.ndim == 1
+            require(whole, "classes", f"{classes.dtype}, {tuple(classes.shape)}", "whole numbers of shape (B,)")
+            low, high = int(classes.min()), int(classes.max())
+            bad = low if low < 0 else high
+            require(low >= 0 and high < count, "classes", bad, f"a class from 0 to {count - 1}")
 
 
 def _size(level: NoiseLevel, sigma_data: float) -> Number:

@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_diffusion.bounds import prior_kl, truncation_term
-from sde_diffusion.denoisers import AbstractDenoiser, Given
+from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ode import ODESolution, solve_ode
@@ -208,7 +209,7 @@ def log_likelihood(
         max_steps: step attempts after which a sample is given up.
         check: number of samples that are solved twice more, for the budget's solver and truncation errors; 0 leaves
             those NaN.
-        conditions: passed on to the denoiser.
+        conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
     Raises:
         InputError: on a bad argument, data that are not finite, or a denoiser without a gradient.
@@ -217,9 +218,10 @@ def log_likelihood(
     require_int("check", check, 0)
     require_int("first_index", first_index, 0)
     times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
-    flow = AngularFlow(Given(denoiser, conditions))
+    flow = AngularFlow(denoiser.given(conditions, len(x)))
+    few = {name: v[:check] if isinstance(v, (Tensor, np.ndarray, list)) else v for name, v in conditions.items()}
 
-    def solve(x: Tensor, tighter: float = 1.0) -> tuple[ODESolution, Tensor, Tensor]:
+    def solve(x: Tensor, tighter: float = 1.0, flow: AngularFlow = flow) -> tuple[ODESolution, Tensor, Tensor]:
         noise = NoiseStream(seed, range(first_index, first_index + len(x)))
         directions = _directions(x, divergence, probes, probe_law, noise)
         options = {"rtol": tighter * rtol, "atol": tighter * atol, "method": method, "max_steps": max_steps}
@@ -230,7 +232,8 @@ def log_likelihood(
         log_prob = by_probe.mean(dim=0)
         some = x[:check]
         noise = NoiseStream(seed + 1, range(first_index, first_index + len(some)))
-        solver, truncation = _checked(solve, flow, some, log_prob[:check], times[0], noise)
+        of_some = AngularFlow(denoiser.given(few, len(some))) if check else flow
+        solver, truncation = _checked(solve, of_some, some, log_prob[:check], times[0], noise)
         std_error = _std_error(by_probe, divergence == "exact")
     budget = _budget(denoiser, x, std_error, solver, truncation, len(some))
     return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)
@@ -260,9 +263,9 @@ def _checked(
     """
     if not len(some):
         return (math.nan, math.nan), (math.nan, math.nan)
-    _, tighter, _ = solve(some, 0.1)
+    _, tighter, _ = solve(some, 0.1, flow)
     noisy, term = truncation_term(flow.denoiser, some, t_start, noise(some))
-    _, from_noisy, _ = solve(noisy)
+    _, from_noisy, _ = solve(noisy, 1.0, flow)
     return (
         mean_and_error(tighter.mean(dim=0) - log_prob),
         mean_and_error(from_noisy.mean(dim=0) + term - log_prob),

@@ -35,6 +35,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", "test", ["test", "train"], "Split of the data to compare with.", flag_values=values)
     flags.DEFINE_string("extractor", "", "Feature network; by default that of the data set.", flag_values=values)
     flags.DEFINE_string("inception_weights", "", "File with torch-fidelity's Inception weights.", flag_values=values)
+    text = "Of a run with classes, those of the samples: 'data' (the labels of the split), 'none', 'all', or 0,1,2."
+    flags.DEFINE_string("classes", "data", text, flag_values=values)
     flags.DEFINE_integer("kid_subset", 0, "Images of a KID subset; 0: 1,000, or half of all.", flag_values=values)
 
 
@@ -56,7 +58,13 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
             require_int(name, number, low)
     weights = Path(values.inception_weights) if values.inception_weights else None
     options = SweepOptions(
-        values.num_samples, values.batch_size, values.split, values.extractor, weights, values.kid_subset
+        values.num_samples,
+        values.batch_size,
+        values.split,
+        values.extractor,
+        weights,
+        values.kid_subset,
+        values.classes,
     )
     opened, quiet = open_configured(values, config), values.quiet
     rows = opened.benchmark(
@@ -64,7 +72,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     )
     metric, seen = rows[0]["metric"], rows[0]["training_images"]
     if seen is not None:
-        say(f"\nas many training images against the {values.split} images: {metric} {seen[metric]:.4g}", quiet)
+        noun = opened.dataset.noun
+        say(f"\nas many training {noun} against the {values.split} {noun}: {metric} {seen[metric]:.4g}", quiet)
     for sentence in recommendation(points(rows), metric):
         say(sentence, quiet)
     look = f"sde-diffusion report --workdir={opened.workdir}"

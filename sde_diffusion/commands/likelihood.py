@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -15,8 +16,11 @@ from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.runs.run import Run
-from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, separate
+from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, score_rows, separate
 from sde_diffusion.terminal import say
+
+PRINTED = 20
+"""Rows of a file that are few enough to print a line each."""
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -25,8 +29,16 @@ def define_flags(values: flags.FlagValues) -> None:
     define_pretrained_flag(values)
     d = ScoringOptions()
     flags.DEFINE_enum("split", "test", ["test", "train"], "Split of the data set to score.", flag_values=values)
-    flags.DEFINE_integer("num_images", 0, "Score the first so many images; 0: all.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 64, "Images at a time; does not change their numbers.", flag_values=values)
+    flags.DEFINE_integer("num_samples", 0, "Score the first so many examples; 0: all.", flag_values=values)
+    flags.DEFINE_alias("num_images", "num_samples", flag_values=values)
+    flags.DEFINE_integer("batch_size", 64, "Examples at a time; does not change their numbers.", flag_values=values)
+    flags.DEFINE_string("data", "", "Score the rows of this .npz file instead of the data set.", flag_values=values)
+    flags.DEFINE_string(
+        "classes",
+        "",
+        "Of a run with classes, given which: 'data' (their labels, the default), 'none', or one class.",
+        flag_values=values,
+    )
     flags.DEFINE_string("against", "", "Also score this data set; say how well they separate.", flag_values=values)
     flags.DEFINE_multi_string("image", [], "Score these picture files instead of the data set.", flag_values=values)
     flags.DEFINE_string(
@@ -36,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("divergence", d.divergence, "'hutchinson' (random probes) or 'exact'.", flag_values=values)
-    flags.DEFINE_integer("probes", d.probes, "Random probes an image.", flag_values=values)
+    flags.DEFINE_integer("probes", d.probes, "Random probes an example.", flag_values=values)
     flags.DEFINE_string("probe_law", d.probe_law, "'rademacher' or 'gaussian'.", flag_values=values)
     flags.DEFINE_integer(
         "dequantisations",
@@ -75,11 +87,13 @@ def _options(values: flags.FlagValues) -> ScoringOptions:
 def run(values: flags.FlagValues, config: ConfigDict) -> int:
     """Score; returns 1 if a solve failed."""
     options = _options(values)
-    require_int("num_images", values.num_images, 0)
-    require(not (values.image and values.against), "image", values.image, "no --against beside it", "run it twice")
+    require_int("num_samples", values.num_samples, 0)
+    asked = [name for name in ("image", "data", "against") if getattr(values, name)]
+    require(len(asked) < 2, asked[-1] if asked else "", values[asked[-1]].value if asked else "", "one of --image, --data and --against", "run it twice")
     opened = open_configured(values, config)
-    found = [_pictures(values, opened, options)] if values.image else _splits(values, opened, options)
-    return _failures(found)
+    if values.image:
+        return _failures([_pictures(values, opened, options)])
+    return _failures([_rows(values, opened, options)] if values.data else _splits(values, opened, options))
 
 
 def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list[Scored]:
@@ -88,15 +102,14 @@ def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list
     if values.against:
         other = ConfigDict(run.config.to_dict())
         other.data.name, other.data.root = values.against, ""
-        sets[f"likelihood_{values.against}"] = like(configuration.build_dataset(other), run.dataset)
+        sets[f"likelihood_{values.against}"] = like(configuration.build_dataset(other), run)
     found = []
     for stem, data in sets.items():
-        count = len(getattr(data, values.split))
-        say(f"{min(values.num_images or count, count)} {values.split} images of {data.name}", values.quiet)
-        how: dict[str, Any] = {"options": options, "batch_size": values.batch_size, "quiet": values.quiet}
-        found.append(run.score(values.split, data=data, stem=stem, num_images=values.num_images, **how))
-        written = f"wrote {stem}.json, {stem}.npz, {stem}.png in {run.workdir}"
-        say(f"{bits.as_text(found[-1].summary)}\n{written}\n", values.quiet)
+        count = len(data.split(values.split))
+        say(f"{min(values.num_samples or count, count)} {values.split} {data.noun} of {data.name}", values.quiet)
+        how: dict[str, Any] = {"num_examples": values.num_samples, "options": options, **_how(values)}
+        found.append(run.score(values.split, data=data, stem=stem, **how))
+        _tell(values, run, found[-1])
     if values.against:
         apart = separate(run, found[0], found[1])
         say(
@@ -107,9 +120,30 @@ def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list
     return found
 
 
+def _how(values: flags.FlagValues) -> dict[str, Any]:
+    return {"classes": values.classes or None, "batch_size": values.batch_size, "quiet": values.quiet}
+
+
+def _tell(values: flags.FlagValues, run: Run, found: Scored) -> None:
+    written = f"wrote {found.stem}.json, {found.stem}.npz, {found.stem}.png in {run.workdir}"
+    say(f"{bits.as_text(found.summary)}\n{written}\n", values.quiet)
+
+
+def _rows(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Scored:
+    """Score the rows of a file; of a few of them print a line each."""
+    found = score_rows(run, Path(values.data), options, **_how(values))
+    log_p = found.scores.ode.mean(axis=0)
+    if len(log_p) <= PRINTED:
+        say(f"{'row':>6} {'log p, nats':>14}", values.quiet)
+        for i, value in enumerate(log_p):
+            say(f"{i:6} {value:14.4f}", values.quiet)
+    _tell(values, run, found)
+    return found
+
+
 def _pictures(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Scored:
     """Score picture files and print a line each."""
-    found, rows = score_pictures(run, values.image, options, batch_size=values.batch_size, quiet=values.quiet)
+    found, rows = score_pictures(run, values.image, options, **_how(values))
     say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
     for (ode, continuous, discrete), name in zip(rows, values.image, strict=True):
         say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {name}")
@@ -121,7 +155,7 @@ def _failures(found: list[Scored]) -> int:
     """Print how many solves failed and why; returns the exit code."""
     failed = [(scored.stem, i, reason) for scored in found for i, reason in scored.scores.reasons.items()]
     for stem, i, reason in failed[:5]:
-        say(f"FAILED {stem}, image {i}: {reason}")
+        say(f"FAILED {stem}, example {i}: {reason}")
     if failed:
-        say(f"{len(failed)} images have no likelihood and are left out of the means; try another --tolerance")
+        say(f"{len(failed)} examples have no likelihood and are left out of the means; try another --tolerance")
     return 1 if failed else 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from absl import flags
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from sde_diffusion.commands.flags import (
     define_pretrained_flag,
@@ -11,6 +15,8 @@ from sde_diffusion.commands.flags import (
     define_sampling_flags,
     open_configured,
 )
+from sde_diffusion.errors import require
+from sde_diffusion.files import read_npz
 from sde_diffusion.runs.sample import save_samples
 from sde_diffusion.terminal import say
 
@@ -20,7 +26,19 @@ def define_flags(values: flags.FlagValues) -> None:
     define_run_flags(values)
     define_pretrained_flag(values)
     define_sampling_flags(values)
+    text = "Classes of the samples, by number or name, which take turns: 7, or 0,1,2, or 'all'; by default none."
+    flags.DEFINE_string("classes", "", text, flag_values=values)
+    text = "An .npz file with other conditions of the network by name, a row a sample."
+    flags.DEFINE_string("conditions", "", text, flag_values=values)
     flags.DEFINE_boolean("trajectory", False, "Also write a strip of the reverse process.", flag_values=values)
+
+
+def _conditions(path: str) -> dict[str, Tensor]:
+    """Read conditions by name; none without a path."""
+    if not path:
+        return {}
+    require(Path(path).is_file(), "conditions", path, "an existing .npz file")
+    return {name: torch.from_numpy(values) for name, values in read_npz(Path(path), "file of conditions").items()}
 
 
 def run(values: flags.FlagValues, config: ConfigDict) -> None:
@@ -33,6 +51,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         batch_size=values.batch_size,
         trajectory=values.trajectory,
         quiet=values.quiet,
+        classes=values.classes or None,
+        conditions=_conditions(values.conditions),
     )
     say(f"{len(drawn.x)} samples with {drawn.sampler}\nNFE {drawn.nfe:g}, {drawn.seconds:.1f} s", values.quiet)
     written = save_samples(opened, drawn, values.sampler or config.sampler.name)

@@ -1,12 +1,14 @@
-"""The likelihood of a data set as a table: bits per dimension of every kind, and the error budget.
+"""The likelihood of a data set as a table: figures of every kind, and the error budget.
 
-A file of its own beside :mod:`~sde_diffusion.evaluation.scoring`, which computes; this reads what was computed.
+Of grey levels figures are in bits per dimension, the cost of a picture; of continuous data log p in nats per sample and
+per dimension, which depends on the units of the data. A file of its own beside :mod:`~sde_diffusion.evaluation.scoring`, which computes; this reads what was computed.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ import numpy as np
 import torch
 
 from sde_diffusion import likelihood
-from sde_diffusion.data import Dataset
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.scoring import Scores, ScoringOptions
 from sde_diffusion.records import read_record
@@ -26,41 +27,40 @@ def _mean_error(values: np.ndarray) -> tuple[float, float]:
     return likelihood.mean_and_error(torch.from_numpy(np.asarray(values, dtype=np.float64)))
 
 
-def summary(scores: Scores, dataset: Dataset, options: ScoringOptions) -> dict[str, Any]:
-    """Return the table and the error budget in bits/dim, of grey levels or of the density of continuous data."""
-    size = math.prod(dataset.shape)
-    levels = dataset.levels or 1
-    scale = dataset.cell * levels
+def summary(scores: Scores, shape: Sequence[int], levels: bool, options: ScoringOptions) -> dict[str, Any]:
+    """Return the table and the error budget: bits/dim of grey levels, or log p in nats of continuous data.
 
-    def bits(nats: np.ndarray) -> np.ndarray:
-        return likelihood.bits_per_dim(torch.from_numpy(nats), dataset.shape, levels, scale).numpy()
-
-    unit = 1.0 / (size * math.log(2.0))
-    ode = bits(scores.ode)
-    rows: dict[str, Any] = {"ode": _mean_error(ode.mean(axis=0))}
+    Args:
+        shape: of one example.
+        levels: whether the data are grey levels.
+    """
+    size = math.prod(shape)
+    share = 1.0 / (size * math.log(2.0)) if levels else 1.0  # of a nat
+    sign = -1.0 if levels else 1.0
+    found = {"ode": scores.ode.mean(axis=0)}
     several, exact = options.dequantisations > 1, options.divergence == "exact"
     if several and exact:  # the noise of random probes would pass for likelihood: E exp(noise) > 1
-        weighted = likelihood.importance_weighted(torch.from_numpy(scores.ode)).numpy()
-        rows["ode, importance-weighted"] = _mean_error(bits(weighted))
-    for name in ("continuous", "discrete"):  # bounds on grey levels are of probabilities already
-        values = getattr(scores, name)
-        rows[name] = _mean_error(values * unit if dataset.levels is not None else bits(-values))
-    # Probes: each image has its own, so the mean's error is that of one image over √N.
-    probes = np.sqrt(np.nanmean(scores.ode_std_error**2) / scores.ode.size) * unit if options.probes > 1 else math.nan
+        found["ode, importance-weighted"] = likelihood.importance_weighted(torch.from_numpy(scores.ode)).numpy()
+    found |= {"continuous": scores.continuous, "discrete": scores.discrete}
+    rows = {name: _mean_error(sign * share * values) for name, values in found.items()}
+    # Probes: each example has its own, so the mean's error is that of one example over √N.
+    probes = np.sqrt(np.nanmean(scores.ode_std_error**2) / scores.ode.size) if options.probes > 1 else math.nan
     pilot = scores.pilot
     # Draws too; the spread over them includes that of the probes.
-    draws = np.sqrt(np.nanmean(ode.var(axis=0, ddof=1)) / ode.size) if several else math.nan
+    draws = np.sqrt(np.nanmean(scores.ode.var(axis=0, ddof=1)) / scores.ode.size) if several else math.nan
+    table = {name: {"mean": mean, "std_error": error} for name, (mean, error) in rows.items()}
+    each = {name: {key: value / size for key, value in row.items()} for name, row in table.items()}
     return {
-        "bits_per_dim": {name: {"mean": mean, "std_error": error} for name, (mean, error) in rows.items()},
+        **({BITS: table} if levels else {NATS: table, f"{NATS}_per_dim": each}),
         "budget": {
-            "probes": 0.0 if exact else float(probes),
-            "solver": [-v * unit if i == 0 else v * unit for i, v in enumerate(pilot["solver"])],
-            "prior": pilot["prior"] * unit,
-            "truncation": [-v * unit if i == 0 else v * unit for i, v in enumerate(pilot["truncation"])],
-            "dequantisation": float(draws) if dataset.levels is not None else 0.0,
+            "probes": 0.0 if exact else float(probes) * share,
+            "solver": [pilot["solver"][0] * sign * share, pilot["solver"][1] * share],
+            "prior": pilot["prior"] * share,
+            "truncation": [pilot["truncation"][0] * sign * share, pilot["truncation"][1] * share],
+            "dequantisation": float(draws) * share if levels else 0.0,
         },
-        "parts": {name: {part: v * unit for part, v in parts.items()} for name, parts in scores.parts.items()},
-        "curves": {name: (curve * [[1.0], [unit], [unit]]).tolist() for name, curve in scores.curves.items()},
+        "parts": {name: {part: v * share for part, v in parts.items()} for name, parts in scores.parts.items()},
+        "curves": {name: (curve * [[1.0], [share], [share]]).tolist() for name, curve in scores.curves.items()},
         "nfe": {"mean": float(np.nanmean(scores.nfe)), "max": float(np.nanmax(scores.nfe))},
         "tolerance": pilot["tolerance"],
         "pilot": pilot,
@@ -69,14 +69,26 @@ def summary(scores: Scores, dataset: Dataset, options: ScoringOptions) -> dict[s
     }
 
 
+BITS, NATS = "bits_per_dim", "log_p_nats"
+"""Key of the figures of grey levels, and of continuous data."""
+
+
+def _table(result: dict[str, Any]) -> Any:
+    return result.get(BITS, result.get(NATS))
+
+
+def unit(result: dict[str, Any]) -> str:
+    """Return the unit of the figures of a :func:`summary`."""
+    return "bits/dim" if BITS in result else "nats"
+
+
 _PARTS = {
     "budget": ("probes", "solver", "prior", "truncation", "dequantisation"),
-    "bits_per_dim": ("ode", "continuous", "discrete"),
     "nfe": ("mean", "max"),
-    "pilot": ("images",),
+    "pilot": ("examples",),
     "options": ("bound_steps", "variance", "dequantisations"),
     "curves": ("continuous", "discrete"),
-    "provenance": ("num_images",),
+    "provenance": ("num_examples",),
 }
 """What is read of a summary."""
 
@@ -87,15 +99,25 @@ def read_summary(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is damaged, or none.
     """
-    content: dict[str, Any] = read_record(path)
+    content = _modern(read_record(path))
     for name, parts in _PARTS.items():
         part = content.get(name)
         ok = isinstance(part, dict) and set(parts) <= part.keys()
         require(ok, f"{path}: {name}", part, f"the likelihood of a data set, with {', '.join(parts)}")
     require(isinstance(content.get("tolerance"), float), f"{path}: tolerance", content.get("tolerance"), "a number")
-    for name, row in content["bits_per_dim"].items():
-        numbers = [math.nan if row[key] is None else float(row[key]) for key in ("mean", "std_error")]
-        content["bits_per_dim"][name] = dict(zip(("mean", "std_error"), numbers, strict=True))
+    table = _table(content)
+    ok = isinstance(table, dict) and {"ode", "continuous", "discrete"} <= table.keys()
+    require(ok, f"{path}: {BITS} or {NATS}", table, "the likelihood of a data set, with ode, continuous, discrete")
+    for name, row in table.items():
+        table[name] = {key: math.nan if row[key] is None else float(row[key]) for key in ("mean", "std_error")}
+    return content
+
+
+def _modern(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary of version 0.1.0, which spoke of images always, in the words of this one."""
+    for part, old, new in (("pilot", "images", "examples"), ("provenance", "num_images", "num_examples")):
+        if isinstance(content.get(part), dict) and old in content[part]:
+            content[part] = {new: content[part][old], **content[part]}
     return content
 
 
@@ -107,14 +129,21 @@ def _value(mean: float, error: float | None) -> str:
     return f"{mean:.4f}" + ("" if error is None or math.isnan(error) else f" ± {error:.4f}")
 
 
+def heading(result: dict[str, Any]) -> str:
+    """Return what the figures of a :func:`summary` are."""
+    nats = "log p(x) in nats per sample (and per dimension), mean ± standard error over samples"
+    return "bits/dim, mean ± standard error over images" if BITS in result else nats
+
+
 def figures(result: dict[str, Any]) -> list[Line]:
-    """Return the likelihoods of a :func:`summary` (or of its JSON) in bits/dim, a line each."""
-    bits, options = result["bits_per_dim"], result["options"]
+    """Return the likelihoods of a :func:`summary` (or of its JSON) in its unit, a line each."""
+    options, bits = result["options"], BITS in result
+    one, bound = ("an image", "at most") if bits else ("a sample", "at least")
     notes = {
-        "ode": f"tolerance {result['tolerance']:.0e}, {result['nfe']['mean']:.0f} evaluations an image",
+        "ode": f"tolerance {result['tolerance']:.0e}, {result['nfe']['mean']:.0f} evaluations {one}",
         "ode, importance-weighted": f"{options['dequantisations']} dequantisations",
-        "continuous": "at most, the reverse SDE",
-        "discrete": f"at most, the reverse process; {options['bound_steps']} steps, variance {options['variance']}",
+        "continuous": f"{bound}, the reverse SDE",
+        "discrete": f"{bound}, the reverse process; {options['bound_steps']} steps, variance {options['variance']}",
     }
     names = {
         "ode": "ODE (probability flow)",
@@ -122,18 +151,30 @@ def figures(result: dict[str, Any]) -> list[Line]:
         "continuous": "continuous bound (SDE)",
         "discrete": "discrete bound",
     }
-    return [(names[k], _value(found["mean"], found["std_error"]), notes[k]) for k, found in bits.items()]
+
+    each = result.get(f"{NATS}_per_dim", {})
+
+    def value(name: str, found: dict[str, float]) -> str:
+        return _value(found["mean"], found["std_error"]) + (f" ({each[name]['mean']:.4f})" if name in each else "")
+
+    return [(names[name], value(name, found), notes[name]) for name, found in _table(result).items()]
+
+
+def budget_heading(result: dict[str, Any]) -> str:
+    """Return what the lines of :func:`error_budget` are."""
+    return f"error budget of the ODE's figure, {unit(result)}"
 
 
 def error_budget(result: dict[str, Any]) -> list[Line]:
-    """Return the error budget of the ODE's figure in bits/dim, a line a source."""
-    budget, pilot = result["budget"], f"{result['pilot']['images']} images"
+    """Return the error budget of the ODE's figure in its unit, a line a source."""
+    one, many = ("an image", "images") if BITS in result else ("a sample", "samples")
+    budget, pilot = result["budget"], f"{result['pilot']['examples']} {many}"
     return [
-        ("probes", *_share(budget["probes"], "one probe an image", "exact divergence")),
+        ("probes", *_share(budget["probes"], f"one probe {one}", "exact divergence")),
         ("solver", _signed(budget["solver"]), f"change at a tenth of the tolerance, {pilot}"),
         ("prior", f"at most {budget['prior']:.1e}", "KL(p_T ‖ prior)"),
         ("truncation", _signed(budget["truncation"]), f"the bound through t_min against the figure, {pilot}"),
-        ("dequantisation", *_share(budget["dequantisation"], "one draw an image", "continuous data")),
+        ("dequantisation", *_share(budget["dequantisation"], f"one draw {one}", "continuous data")),
     ]
 
 
@@ -147,10 +188,15 @@ def _signed(pair: list[float]) -> str:
     return f"{pair[0]:+.4f} ± {pair[1]:.4f}"
 
 
-REMARK = (
-    "The bounds are on the reverse process and need no dequantisation; the ODE is another model unless the score is "
-    "exact, and its figure is of dequantised images."
-)
+def remark(result: dict[str, Any]) -> str:
+    """Return what to know before figures are compared."""
+    bounds = "The bounds are on the reverse process"
+    if BITS in result:
+        return (
+            f"{bounds} and need no dequantisation; the ODE is another model unless the score is exact, and its figure is "
+            "of dequantised images."
+        )
+    return f"{bounds}; the ODE is another model unless the score is exact. A density depends on the units of the data."
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -160,9 +206,9 @@ def as_text(result: dict[str, Any]) -> str:
         wide = [max(len(line[i]) for line in found) for i in range(2)]
         return [f"  {name:{wide[0]}}  {value:{wide[1]}}  {note}".rstrip() for name, value, note in found]
 
-    remark = textwrap.wrap(REMARK, 112, initial_indent="  ", subsequent_indent="  ")
-    first, second = "bits/dim, mean ± standard error over images", "error budget of the ODE's figure, bits/dim"
-    return "\n".join([first, *lines(figures(result)), *remark, second, *lines(error_budget(result))])
+    told = textwrap.wrap(remark(result), 112, initial_indent="  ", subsequent_indent="  ")
+    first, second = heading(result), budget_heading(result)
+    return "\n".join([first, *lines(figures(result)), *told, second, *lines(error_budget(result))])
 
 
 @dataclass(frozen=True)
@@ -170,7 +216,7 @@ class Separation:
     """How well log-likelihood tells two data sets apart.
 
     Attributes:
-        auroc: probability that an image of the first has the higher log-likelihood; 0.5 is chance.
+        auroc: probability that an example of the first has the higher log-likelihood; 0.5 is chance.
         std_error: of that.
     """
 
@@ -186,7 +232,7 @@ def separation(inside: np.ndarray, outside: np.ndarray) -> Separation:
         DeLong, D. Clarke-Pearson, 1988, Biometrics 44(3), 837-845).
     """
     a, b = (np.sort(values[np.isfinite(values)]) for values in (inside, outside))
-    require(min(len(a), len(b)) >= 2, "images", (len(a), len(b)), "at least 2 finite log-likelihoods in each data set")
+    require(min(len(a), len(b)) >= 2, "examples", (len(a), len(b)), "at least 2 finite log-likelihoods in each data set")
 
     def placements(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Share of ``y`` below each ``x``, ties half."""

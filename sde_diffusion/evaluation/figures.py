@@ -65,11 +65,12 @@ def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 12
         pyplot.close(drawn)
 
 
-def save_bound(path: Path, curves: dict[str, list[list[float]]]) -> None:
-    """Plot bounds over the log signal-to-noise ratio: where their bits are spent.
+def save_bound(path: Path, curves: dict[str, list[list[float]]], unit: str) -> None:
+    """Plot bounds over the log signal-to-noise ratio: where their cost is spent.
 
     Args:
-        curves: per bound, rows of log SNR, bits/dim per unit of it, and its standard error.
+        curves: per bound, rows of log SNR, cost per unit of it, and its standard error.
+        unit: of the cost, "bits/dim" or "nats".
     """
     with figure(path, (6.4, 4.0)) as (axis,):
         for name, (log_snr, value, error) in curves.items():
@@ -77,8 +78,8 @@ def save_bound(path: Path, curves: dict[str, list[list[float]]]) -> None:
                 axis.errorbar(log_snr, value, yerr=error, fmt="o", markersize=4, capsize=2, label=f"{name} bound")
             else:
                 axis.plot(log_snr, value, linewidth=1.2, label=f"{name} bound")
-        axis.set_xlabel("log SNR  (noise on the left, image on the right)")
-        axis.set_ylabel("bits/dim per unit of log SNR")
+        axis.set_xlabel("log SNR  (noise on the left, data on the right)")
+        axis.set_ylabel(f"{unit} per unit of log SNR")
         axis.set_ylim(bottom=0.0)
         axis.grid(alpha=0.3)
         axis.legend()
@@ -91,7 +92,7 @@ def save_sweep(path: Path, points: Sequence[Point], metric: str, cost: str = "nf
         points: of :func:`sde_diffusion.evaluation.curves.points`.
         metric: what is plotted.
         cost: "nfe" or "seconds".
-        mark: the metric of training images, drawn as a line.
+        mark: the metric of training data, drawn as a line.
     """
     with figure(path, (6.8, 4.4)) as (axis,):
         for i, (name, own) in enumerate(by_curve(points).items()):
@@ -100,10 +101,14 @@ def save_sweep(path: Path, points: Sequence[Point], metric: str, cost: str = "nf
             style = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2}
             axis.errorbar(x, y, yerr=bars, color=COLOURS[i % len(COLOURS)], label=name, **style)
         if mark is not None:
-            axis.axhline(mark, color="#777", linestyle="--", linewidth=1.0, label="training images")
+            axis.axhline(mark, color="#777", linestyle="--", linewidth=1.0, label="training data")
         axis.set_xscale("log")
-        axis.set_yscale("log")
-        _logarithmic(axis.xaxis, axis.yaxis)
+        above = all(point.metric > 0.0 for point in points) and (mark is None or mark > 0.0)
+        if above:
+            axis.set_yscale("log")
+        else:  # an unbiased distance of equal laws lies around 0
+            axis.axhline(0.0, color="#aaa", linewidth=0.8)
+        _logarithmic(axis.xaxis, *([axis.yaxis] if above else []))
         axis.set_xlabel("network evaluations a sample" if cost == "nfe" else "seconds of all samples")
         axis.set_ylabel(metric)
         axis.grid(alpha=0.3)

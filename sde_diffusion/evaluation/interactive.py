@@ -106,7 +106,7 @@ class _SweepData:
         if self.marks:
             mark = self.marks.get(metric, math.nan)
             y.append([mark] * 2)
-            text.append([f"training images: {metric} {mark:.4g}"] * 2)
+            text.append([f"training data: {metric} {mark:.4g}"] * 2)
         return {"y": y, "text": text}
 
     def axis(self, metric: str) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def sweep_figure(rows: Sequence[Row], cost: str) -> Any:
             hovertemplate="%{text}<extra></extra>",
             mode="lines",
             line={"color": "#777", "width": 1.5, "dash": "dash"},
-            name="training images",
+            name="training data",
         )
     _layout(figure, COSTS[cost], first)
     figure.update_xaxes(type="log", **_ticks("log"))
@@ -212,8 +212,8 @@ def training_figure(runs: Mapping[str, Sequence[dict[str, float]]], value: str) 
     return figure
 
 
-def bound_figure(curves: dict[str, list[list[float]]]) -> Any:
-    """Return an interactive figure of where the bounds' bits are spent."""
+def bound_figure(curves: dict[str, list[list[float]]], unit: str) -> Any:
+    """Return an interactive figure of where the bounds' cost is spent, in bits/dim or nats."""
     from plotly import graph_objects as go
 
     figure = go.Figure()
@@ -224,5 +224,5 @@ def bound_figure(curves: dict[str, list[list[float]]]) -> Any:
         figure.add_scatter(
             x=log_snr, y=value, error_y=bars, mode=mode, name=f"{name} bound", marker=colour, line=colour
         )
-    _layout(figure, "log SNR (noise on the left, image on the right)", "bits/dim per unit of log SNR", height=360)
+    _layout(figure, "log SNR (noise on the left, data on the right)", f"{unit} per unit of log SNR", height=360)
     return figure

@@ -86,8 +86,9 @@ class Record:
         config, data = self.settings["config"], self.settings.get("data", {})
         shape = "×".join(map(str, data.get("shape", [])))
         levels = f", {data['levels']} grey levels" if data.get("levels") else ""
+        codec = data.get("codec", {}).get("name")
         found = [
-            ("data", f"{config['data']['name']}, {shape}{levels}"),
+            ("data", f"{config['data']['name']}, {shape}{levels}{f', {codec}' if codec else ''}"),
             ("SDE", config["sde"]["name"]),
             ("network", f"{config['network']['name']}, {config['denoiser']['prediction']}-prediction"),
         ]
@@ -114,7 +115,10 @@ def gather(folder: Path) -> Record:
     for path in sorted(folder.glob("likelihood*.json")):
         content = bits.read_summary(path)
         made = content["provenance"]
-        likelihoods[f"{made.get('data', 'pictures')} {made.get('split', '')}, {made['num_images']} images"] = content
+        noun = "images" if bits.unit(content) == "bits/dim" else "samples"
+        given = f", given {made['given']}" if made.get("given") else ""
+        of = f"{made.get('data', 'pictures')} {made.get('split', '')}"
+        likelihoods[f"{of}, {made['num_examples']} {noun}{given}"] = content
     return Record(folder.resolve().name, folder, settings, read_log(folder), read_rows(folder / RECORD), likelihoods)
 
 
@@ -279,7 +283,8 @@ def _paper_figures(folder: Path, records: Sequence[Record], sweeps: Sequence[lis
         save("training", partial(save_training, runs=trained))
     for record in records:
         for data, result in record.likelihoods.items():
-            save(f"bound {record.name} {data}", partial(save_bound, curves=result["curves"]))
+            curves = partial(save_bound, curves=result["curves"], unit=bits.unit(result))
+            save(f"bound {record.name} {data}", curves)
     written = [stem.with_suffix(suffix) for stem in stems for suffix in SUFFIXES]
     if sweeps:
         write_atomically(folder / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))

@@ -1,7 +1,9 @@
-"""Likelihood of a data set: the ODE's, the continuous-time bound and the discrete bound of the same images.
+"""Likelihood of a data set: the ODE's, the continuous-time bound and the discrete bound of the same examples.
 
-Images are scored in their order, batch by batch, the last partial one included. Each image's numbers depend on the seed
-and on its place alone, so a score that was stopped goes on where it was, in batches of any size.
+All numbers are log p(x) in nats, x as the data set holds it: a probability of grey levels, a density of continuous data
+(:mod:`sde_diffusion.codecs`). Examples are scored in their order, batch by batch, the last partial one included. Each
+one's numbers depend on the seed and on its place alone, so a score that was stopped goes on where it was, in batches of
+any size.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import bounds, likelihood
-from sde_diffusion.data import Dataset
+from sde_diffusion.codecs import Codec
+from sde_diffusion.data import Examples
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import read_npz, write_atomically
@@ -28,15 +31,16 @@ from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import GRIDS
 
 PILOT = 16
-"""Images that choose the tolerance and measure the solver's and the truncation's error."""
+"""Examples that choose the tolerance and measure the solver's and the truncation's error."""
 BOUNDS = ("continuous", "discrete")
-_STREAMS = {"dequantise": 2 << 40, "probes": 3 << 40, "continuous": 4 << 40, "discrete": 5 << 40}
-"""Offsets of the seed that keep the noises of different purposes apart."""
+DEQUANTISATION = 2 << 40
+_STREAMS = {"probes": 3 << 40, "continuous": 4 << 40, "discrete": 5 << 40}
+"""Offsets of the seed that keep the noises of different purposes apart, with that of a codec's noise."""
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What is computed of each image.
+    """What is computed of each example.
 
     Args:
         divergence, probes, probe_law: of the ODE's likelihood.
@@ -74,31 +78,31 @@ class ScoringOptions:
         GRIDS[self.bound_grid]
 
 
-def bound_start(sde: SDE, dataset: Dataset) -> float:
+def bound_start(sde: SDE, cell: float | None) -> float:
     """Return the time at which bounds on grey levels end: that where σ/α is half a cell.
 
     Below it the level is plain, and a bound only adds what the network gets wrong; the choice is flat (a factor 1.5
-    either way costs 0.02 bits/dim on digits) and any time gives a bound. Continuous data end at 1e-5.
+    either way costs 0.02 bits/dim on digits) and any time gives a bound. Continuous data (no cell) end at 1e-5.
     """
-    if dataset.levels is None:
+    if cell is None:
         return likelihood.T_MIN
-    half = torch.tensor(-2.0 * math.log(0.5 * dataset.cell), dtype=torch.float64)
+    half = torch.tensor(-2.0 * math.log(0.5 * cell), dtype=torch.float64)
     return max(float(sde.time_of_log_snr(half)), likelihood.T_MIN)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Numbers of each image, in nats; arrays on the CPU.
+    """Numbers of each example, in nats; arrays on the CPU.
 
     Attributes:
-        ode: log p of the dequantised images by the ODE, (M, N) for M dequantisations; NaN where the solve failed.
+        ode: log p(x) by the ODE, (M, N) for M draws of the codec's noise; NaN where the solve failed.
         ode_std_error: standard error of each from its probes, (M, N).
         nfe: evaluations of each solve, (M, N).
-        continuous: bound on −log p in continuous time, (N,), and its standard error.
-        discrete: the discrete bound, (N,).
-        parts: mean of L_T, the terms between and L_0 of both bounds.
-        curves: per bound, rows of log SNR, mean term in nats per unit of log SNR, its standard error over images.
-        reasons: why solves failed, by image.
+        continuous: the bound log p(x) ≥ … in continuous time, (N,), and its standard error.
+        discrete: the discrete bound log p(x) ≥ …, (N,).
+        parts: mean of L_T, the terms between and L_0 of both bounds, of −log p in model space.
+        curves: per bound, rows of log SNR, mean term in nats per unit of log SNR, its standard error over examples.
+        reasons: why solves failed, by example.
         pilot: the tolerance, and what chose it.
     """
 
@@ -114,13 +118,24 @@ class Scores:
     pilot: dict[str, Any]
 
 
+NAMES = {
+    "ode": "log_p_ode_nats",
+    "ode_std_error": "log_p_ode_std_error_nats",
+    "nfe": "ode_evaluations",
+    "continuous": "log_p_continuous_bound_nats",
+    "continuous_std_error": "log_p_continuous_bound_std_error_nats",
+    "discrete": "log_p_discrete_bound_nats",
+}
+"""What the arrays of :class:`Scores` are called in a file."""
+
+
 class Scorer:
-    """Scores the images of one split of a data set.
+    """Scores examples.
 
     Args:
         denoiser: the model.
-        dataset: what the images are, for their levels.
-        k: the images as the data set holds them, (N, *).
+        codec: the way from the examples to its space.
+        examples: what is scored, and what it is conditioned on.
         options: what to compute.
         seed: of dequantisation, probes, times and noise.
         device: where to compute.
@@ -129,44 +144,44 @@ class Scorer:
     def __init__(
         self,
         denoiser: AbstractDenoiser,
-        dataset: Dataset,
-        k: Tensor,
+        codec: Codec,
+        examples: Examples,
         options: ScoringOptions,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.denoiser, self.dataset, self.k, self.options = denoiser, dataset, k, options
+        self.denoiser, self.codec, self.examples, self.options = denoiser, codec.density, examples, options
         self.seed, self.device = seed, device
         sde = denoiser.sde
-        start = options.t_min or bound_start(sde, dataset)
+        denoiser.require_conditions(examples.conditions, len(examples))
+        start = options.t_min or bound_start(sde, codec.cell)
         t_min = options.t_min or likelihood.T_MIN
         require(t_min < sde.T, "t_min", t_min, f"a time below T={sde.T:g}")
         self.t_min = float(denoiser.round_t(torch.tensor(t_min, dtype=torch.float64)))
         self.bound_t_min = float(denoiser.round_t(torch.tensor(start, dtype=torch.float64)))
         grid = denoiser.round_t(GRIDS[options.bound_grid](sde, options.bound_steps, self.bound_t_min))
         self.times = torch.unique_consecutive(grid)  # rounded times may coincide
-        self.cell = None if dataset.levels is None else dataset.cell
 
-    def dequantised(self, first: int, last: int, draw: int) -> Tensor:
-        """Return images ``first`` … ``last`` in model space, their grey levels spread over their cells."""
-        k = self.k[first:last]
-        if self.dataset.levels is None:
-            return k.to(self.device)
-        noise = NoiseStream(self.seed + _STREAMS["dequantise"] + draw, range(first, last))
-        u = noise.uniform(k[0].numel()).reshape(k.shape)
-        return self.dataset.dequantise(k, u).to(self.device)
+    def encoded(self, first: int, last: int, draw: int) -> tuple[Tensor, Tensor]:
+        """Return examples ``first`` … ``last`` in model space, with the codec's noise, and their log-weights."""
+        noise = NoiseStream(self.seed + DEQUANTISATION + draw, range(first, last))
+        z, weight = self.codec.encode(self.examples.x[first:last], noise)
+        return z.to(self.device), weight
 
     def likelihood(self, first: int, last: int, draw: int, tolerance: float, check: int) -> likelihood.LikelihoodResult:
-        """Return the ODE's likelihood of images ``first`` … ``last``."""
-        return likelihood.log_likelihood(
+        """Return the ODE's likelihood of examples ``first`` … ``last``; log p(x), the log-weight included."""
+        z, weight = self.encoded(first, last, draw)
+        found = likelihood.log_likelihood(
             self.denoiser,
-            self.dequantised(first, last, draw),
+            z,
             rtol=tolerance,
             atol=tolerance,
             check=check,
             first_index=first,
             **self._ode_options(draw),
+            **self.examples[first:last].conditions,
         )
+        return replace(found, log_prob=found.log_prob + weight.to(found.log_prob))
 
     def _ode_options(self, draw: int) -> dict[str, Any]:
         o = self.options
@@ -180,19 +195,19 @@ class Scorer:
         }
 
     def pilot(self) -> dict[str, Any]:
-        """Choose the tolerance and measure the error budget on the first images."""
-        count = min(PILOT, len(self.k))
-        record: dict[str, Any] = {"images": count}
+        """Choose the tolerance and measure the error budget on the first examples."""
+        count, total = min(PILOT, len(self.examples)), len(self.examples)
+        record: dict[str, Any] = {"examples": count}
         tolerance = self.options.tolerance
         if not tolerance:
-            require(count >= 2, "images", count, "at least 2, to choose a tolerance", "or give --tolerance")
-            x = self.dequantised(0, count, 0)
-            chosen = likelihood.choose_tolerance(self.denoiser, x, len(self.k), **self._ode_options(0))
+            require(count >= 2, "examples", count, "at least 2, to choose a tolerance", "or give --tolerance")
+            z, _ = self.encoded(0, count, 0)
+            given = self.examples[:count].conditions
+            chosen = likelihood.choose_tolerance(self.denoiser, z, total, **self._ode_options(0), **given)
             tolerance = chosen.value
             record |= {"statistical": chosen.statistical, "sufficient": chosen.sufficient}
         budget = self.likelihood(0, count, 0, tolerance, check=count).budget
-        x0 = self.dequantised(0, len(self.k), 0)
-        prior = float(bounds.prior_kl(self.denoiser.sde, x0).mean())
+        prior = float(bounds.prior_kl(self.denoiser.sde, self.encoded(0, total, 0)[0]).mean())
         return record | {
             "tolerance": tolerance,
             "solver": budget.solver,
@@ -200,29 +215,29 @@ class Scorer:
             "prior": prior,
         }
 
-    def score(self, path: Path, key: dict[str, Any], batch_size: int, on_image: Callable[[int], object]) -> Scores:
-        """Score all images; ``path`` (``.npz``) keeps what is finished.
+    def score(self, path: Path, key: dict[str, Any], batch_size: int, on_example: Callable[[int], object]) -> Scores:
+        """Score all examples; ``path`` (``.npz``) keeps what is finished.
 
         Args:
             key: everything the numbers depend on; a file with another key is not continued.
-            on_image: called with the number of images that are newly finished.
+            on_example: called with the number of examples that are newly finished.
         """
         made_with, state = read_state(path) if path.exists() else ("", {})
         if made_with != digest_of(key):
             state = self._fresh()
         self._require_whole(state, path)
-        on_image(int(state["done"]))
+        on_example(int(state["done"]))
         if not any(name.startswith(_PILOT) for name in state):
             state |= {f"{_PILOT}{name}": np.asarray(value) for name, value in self.pilot().items()}
             _save(path, key, state)
         pilot = {name.removeprefix(_PILOT): v.tolist() for name, v in state.items() if name.startswith(_PILOT)}
         reasons = dict(zip(state["failed"].tolist(), state["why"].tolist(), strict=True))
-        while (first := int(state["done"])) < len(self.k):
-            last = min(first + batch_size, len(self.k))
+        while (first := int(state["done"])) < len(self.examples):
+            last = min(first + batch_size, len(self.examples))
             for draw in range(self.options.dequantisations):
                 r = self.likelihood(first, last, draw, pilot["tolerance"], check=0)
                 for name, values in (("ode", r.log_prob), ("ode_std_error", r.std_error), ("nfe", r.nfe)):
-                    state[name][draw, first:last] = values.cpu().numpy()
+                    state[NAMES[name]][draw, first:last] = values.cpu().numpy()
                 reasons |= {first + i: reason for i, reason in r.reasons.items()}
             self._bounds(state, first, last)
             state |= {
@@ -231,13 +246,15 @@ class Scorer:
                 "why": np.array([*reasons.values()], str),
             }
             _save(path, key, state)
-            on_image(last - first)
+            on_example(last - first)
         return self._scores(state, pilot, reasons)
 
     def _bounds(self, state: dict[str, np.ndarray], first: int, last: int) -> None:
-        """Add both bounds of images ``first`` … ``last``."""
+        """Add both bounds of examples ``first`` … ``last``."""
+        part, cell = self.examples[first:last], self.codec.cell
         with torch.no_grad():
-            x0 = self.dataset.scale(self.k[first:last]).to(self.device)
+            points, weight = self.codec.encode(part.x)
+            x0 = points.to(self.device)
             streams = {
                 name: NoiseStream(self.seed + _STREAMS[name], range(first, last)) for name in ("continuous", "discrete")
             }
@@ -248,21 +265,29 @@ class Scorer:
                     streams["continuous"],
                     draws=self.options.bound_draws,
                     t_min=self.bound_t_min,
-                    cell=self.cell,
+                    cell=cell,
+                    **part.conditions,
                 ),
                 "discrete": bounds.discrete_bound(
-                    self.denoiser, x0, self.times, streams["discrete"], variance=self.options.variance, cell=self.cell
+                    self.denoiser,
+                    x0,
+                    self.times,
+                    streams["discrete"],
+                    variance=self.options.variance,
+                    cell=cell,
+                    **part.conditions,
                 ),
             }
+        of_density = (weight if cell is None else torch.zeros_like(weight)).numpy()  # of a level it is a probability
         for name, bound in both.items():
-            state[name][first:last] = bound.total.double().cpu().numpy()
+            state[NAMES[name]][first:last] = of_density - bound.total.double().cpu().numpy()
             parts = [bound.prior, bound.terms.sum(dim=0), bound.reconstruction]
             state[f"{name}_parts"] += np.array([float(part.double().sum()) for part in parts])
             terms = bound.terms.double().cpu()
             if name == "continuous":  # the draws of one cell together
                 terms = terms.reshape(len(terms) // 2, 2, -1).sum(dim=1)
             state[f"{name}_curve"] += torch.stack([terms.sum(dim=1), terms.square().sum(dim=1)]).numpy()
-        state["continuous_std_error"][first:last] = both["continuous"].std_error.double().cpu().numpy()
+        state[NAMES["continuous_std_error"]][first:last] = both["continuous"].std_error.double().cpu().numpy()
 
     def _require_whole(self, state: dict[str, np.ndarray], path: Path) -> None:
         """Refuse numbers that were read unless they have the names, shapes and kinds of those to be continued."""
@@ -276,19 +301,21 @@ class Scorer:
         same = len(state["failed"]) == len(state["why"])
         require(same, f"{path}: failed", len(state["failed"]), f"as many as the {len(state['why'])} reasons why")
         done = int(state["done"])
-        require(0 <= done <= len(self.k), f"{path}: done", done, f"a number of at most {len(self.k)} images")
+        count = len(self.examples)
+        require(0 <= done <= count, f"{path}: done", done, f"a number of at most {count} examples")
 
     def _fresh(self) -> dict[str, np.ndarray]:
-        n, m = len(self.k), self.options.dequantisations
+        n, m = len(self.examples), self.options.dequantisations
         steps = {"continuous": self.options.bound_draws // 2, "discrete": len(self.times) - 1}
-        state: dict[str, Any] = {name: np.full((m, n), math.nan) for name in ("ode", "ode_std_error", "nfe")}
-        state |= {name: np.full(n, math.nan) for name in ("continuous", "continuous_std_error", "discrete")}
+        of_draws = ("ode", "ode_std_error", "nfe")
+        shapes = {name: (m, n) if field in of_draws else (n,) for field, name in NAMES.items()}
+        state: dict[str, Any] = {name: np.full(shape, math.nan) for name, shape in shapes.items()}
         state |= {f"{name}_parts": np.zeros(3) for name in steps}
         state |= {f"{name}_curve": np.zeros((2, count)) for name, count in steps.items()}
         return state | {"done": np.array(0), "failed": np.zeros(0, np.int64), "why": np.zeros(0, str)}
 
     def _scores(self, state: dict[str, np.ndarray], pilot: dict[str, Any], reasons: dict[int, str]) -> Scores:
-        n = len(self.k)
+        n = len(self.examples)
         sde = self.denoiser.sde
         ends = torch.tensor([self.bound_t_min, sde.T], dtype=torch.float64)
         high, low = (float(v) for v in sde.log_snr(ends))
@@ -302,9 +329,7 @@ class Scorer:
             curves[name] = np.stack([0.5 * (edge[1:] + edge[:-1]), total / n / width, error / width])
         labels = ("prior", "diffusion", "reconstruction")
         parts = {name: dict(zip(labels, (state[f"{name}_parts"] / n).tolist(), strict=True)) for name in edges}
-        arrays = {
-            f: state[f] for f in ("ode", "ode_std_error", "nfe", "continuous", "continuous_std_error", "discrete")
-        }
+        arrays = {field: state[name] for field, name in NAMES.items()}
         return Scores(**arrays, parts=parts, curves=curves, reasons=reasons, pilot=pilot)
 
 
@@ -314,7 +339,7 @@ _PILOT = "pilot "
 
 def digest_of(key: dict[str, Any]) -> str:
     """Return the SHA-256 by which keys are compared."""
-    return hashlib.sha256(f"scores 2 {json.dumps(key, sort_keys=True)}".encode()).hexdigest()
+    return hashlib.sha256(f"scores 3 {json.dumps(key, sort_keys=True)}".encode()).hexdigest()
 
 
 def _save(path: Path, key: dict[str, Any], state: dict[str, np.ndarray]) -> None:

@@ -17,8 +17,9 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
 from sde_diffusion.registry import hint
-from sde_diffusion.runs.given import as_dataset, describe_sde
-from sde_diffusion.runs.open import load_run, pick_device
+from sde_diffusion.runs.batches import TrainingBatches
+from sde_diffusion.runs.given import as_dataset, describe_data, describe_sde
+from sde_diffusion.runs.open import load_run, pick_device, read_codec
 from sde_diffusion.runs.run import Run
 from sde_diffusion.sdes import SDE
 from sde_diffusion.stored_config import chosen, differences, load_config, merge
@@ -27,7 +28,7 @@ from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import TrainingOptions, make_optimizer, train
-from sde_diffusion.training.settings import GIVEN, is_run, write_settings
+from sde_diffusion.training.settings import GIVEN, is_run, read_settings, write_settings
 
 
 def train_run(
@@ -51,29 +52,58 @@ def train_run(
     checkpoints.sweep(workdir)
     found = checkpoints.read_to_train(workdir)
     dataset = configuration.build_dataset(config) if data is None else data
+    if is_run(workdir):
+        codec = read_codec(read_settings(workdir)["data"], config)
+    else:
+        codec = configuration.build_codec(config, dataset)
+    config.network.name = configuration.network_name(config, dataset.shape)
     torch.manual_seed(config.seed)
     network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
+    names = _require_conditions(network, dataset, options)
     executed = configuration.execute_network(config, network, training=True)
     denoiser = configuration.build_denoiser(config, executed, sde)
     loss = configuration.build_loss(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
     size = sum(p.numel() for p in network.parameters())
-    say(f"{dataset.describe()}\n{config.network.name}: {size:,} parameters on {device}", quiet)
+    told = f", told {', '.join(names)}" if names else ""
+    say(f"{dataset.describe()}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
 
     state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
     if found is not None:
         checkpoints.restore(found, state)
         checkpoints.set_aside(workdir, found.step)
         say(f"resuming from {found.folder}", quiet)
-    about = {"shape": list(dataset.shape), "levels": dataset.levels}
+    about = describe_data(dataset, codec)
     settings = {"config": chosen(config), "data": about, "provenance": provenance(device, seed=config.seed)}
     write_settings(workdir, settings)
     if state.step >= options.num_steps:
         say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
         return
-    batch = configuration.training_batch(dataset, options, config.seed)
+    batch = TrainingBatches(dataset, codec, options, config.seed, names)
     train(workdir, denoiser, state, loss, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
+
+
+def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingOptions) -> tuple[str, ...]:
+    """Return the names of the conditions that a network is told, all of which the data have.
+
+    Raises:
+        InputError: on conditions that the data lack, other numbers of classes, labels that cannot be dropped.
+    """
+    names: tuple[str, ...] = getattr(network, "conditions", None) or ()
+    for name in names:
+        known = ", ".join(dataset.conditions) or "none"
+        expected = f"data with {name}, which the network is told; {dataset.name} has {known}"
+        require(name in dataset.conditions, name, "missing", expected, "build it with num_classes=0, or add them")
+    count = int(getattr(network, "num_classes", 0))
+    if count:
+        expected = f"{dataset.num_classes}, the classes of {dataset.name}"
+        require(count == dataset.num_classes, "num_classes", count, expected)
+        droppable = options.label_dropout == 0.0 or bool(getattr(network, "null_class", False))
+        remedy = "give --config.training.label_dropout=0, or null_class=True to a network that has it"
+        expected = "0, for the network has no class that stands for none"
+        require(droppable, "training.label_dropout", options.label_dropout, expected, remedy)
+    return names
 
 
 def fit(
@@ -92,9 +122,12 @@ def fit(
     """Train a network on data and return the run, ready to be sampled; goes on from the workdir's newest checkpoint.
 
     Args:
-        net: called as ``net(x, label)`` with x (B, *) and label (B,); returns (B, *). It is trained in place.
+        net: called as ``net(x, label)`` with x (B, *) and label (B,); returns (B, *). It is trained in place. One that
+            is conditioned says so by an attribute ``conditions``, names of what the data set has for each example and it
+            takes as keywords, and with classes among them ``num_classes``, and ``null_class=True`` if it takes that
+            number for no class.
         data: a :class:`~sde_diffusion.data.Dataset`, examples (N, *) as floats or (N, C, H, W) as uint8, of which a
-            tenth are held out, or the name of a data set.
+            tenth are held out, or the name of a data set. Floats are standardised, channel by channel.
         sde: the forward SDE; by default ``VPSDE()``.
         steps: training steps in all.
         workdir: folder of the run; by default a new temporary one.

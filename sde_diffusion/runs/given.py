@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.codecs import Codec, describe_codec
 from sde_diffusion.data import Dataset, random_split
 from sde_diffusion.errors import require
 from sde_diffusion.sdes import SDE, SDES, DDPMChain
@@ -35,6 +36,17 @@ def as_dataset(data: Dataset | Tensor | np.ndarray) -> Dataset:
     train, test = random_split(len(examples), max(1, round(HELD_OUT * len(examples))))
     levels = 256 if examples.dtype == torch.uint8 else None
     return Dataset(GIVEN, examples[train], examples[test], levels)
+
+
+def describe_data(dataset: Dataset, codec: Codec) -> dict[str, Any]:
+    """Return what a run stores of its data: shape, grey levels, codec, and the names of classes and columns."""
+    return {
+        "shape": list(dataset.shape),
+        "levels": dataset.levels,
+        "codec": describe_codec(codec),
+        "class_names": list(dataset.class_names),
+        "columns": list(dataset.columns),
+    }
 
 
 def describe_sde(sde: SDE) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from sde_diffusion import config as configuration
 from sde_diffusion import plugins as plugin_files
+from sde_diffusion.codecs import CODECS, Codec, GreyLevels, Identity, stored_codec
+from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import require
 from sde_diffusion.runs.given import as_dataset
@@ -70,10 +73,40 @@ def load_run(
         configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact), sde)
         for exact in (False, True)
     )
-    return Run(
-        workdir, config, device, denoiser, float32, shape, about.get("levels"), found.folder, found.step, found.digest,
-        data,
+    names = {key: tuple(about.get(key, ())) for key in ("class_names", "columns")}
+    run = Run(
+        workdir, config, device, denoiser, float32, shape, about.get("levels"), read_codec(about, config),
+        **names, checkpoint=found.folder, step=found.step, digest=found.digest, _data=data,
     )  # fmt: skip
+    return run
+
+
+def read_codec(about: dict[str, Any], config: ConfigDict) -> Codec:
+    """Return the codec of a run.
+
+    Runs of version 0.1.0 store none: theirs is that of grey levels, or of continuous data the identity.
+
+    Args:
+        about: what the run stores of its data.
+        config: of the run, which may ask for no other codec.
+
+    Raises:
+        InputError: if it is damaged, of a plug-in that is not loaded, or not the one that is asked for.
+    """
+    asked = config.codec.get(config.codec.name, ConfigDict()).to_dict()
+    if "codec" in about:
+        codec = stored_codec(about["codec"])
+    elif about.get("levels"):
+        codec = GreyLevels(about["levels"], **config.codec.grey_levels.to_dict())
+    else:
+        codec = Identity()
+    name = CODECS.name_of(codec)
+    expected = f"{name}, with which the run is trained"
+    require(config.codec.name in (AUTO, name), "codec.name", config.codec.name, expected, "take another workdir")
+    for option, value in asked.items():
+        own = getattr(codec, option)
+        require(value == own, f"codec.{name}.{option}", value, f"{own!r}, with which the run is trained")
+    return codec
 
 
 def open_run(

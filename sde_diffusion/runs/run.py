@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,23 @@ from torch import Tensor
 
 import samplers
 from samplers import Sampler
+from sde_diffusion.codecs import Codec
 from sde_diffusion.config import build_dataset, build_sampler, wrap, wrapping
-from sde_diffusion.data import Dataset
+from sde_diffusion.data import Dataset, Examples
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, require, require_int
+from sde_diffusion.evaluation.pictures import is_picture
 from sde_diffusion.evaluation.report import write_report
-from sde_diffusion.evaluation.scoring import ScoringOptions
+from sde_diffusion.evaluation.scoring import DEQUANTISATION, ScoringOptions
 from sde_diffusion.evaluation.sweep import Row, settings
 from sde_diffusion.likelihood import LikelihoodResult, log_likelihood
 from sde_diffusion.networks.execution import precision_of
+from sde_diffusion.noise import NoiseStream
+from sde_diffusion.runs.conditions import DATA, Classes, conditions_of_examples, conditions_of_samples
 from sde_diffusion.runs.sample import Drawn, draw
 from sde_diffusion.runs.score import Scored, score
 from sde_diffusion.runs.sweep import SweepOptions, sweep_run
+from sde_diffusion.terminal import notice
 from sde_diffusion.training.settings import GIVEN
 
 STEPS, TOLERANCES = (5, 10, 20, 50), (1e-1, 1e-2, 1e-3)
@@ -44,7 +49,9 @@ class Run:
         denoiser: around the averaged weights, run as the configuration says.
         float32: the same in float32, not compiled: what likelihoods and exact solutions are computed with.
         shape: shape of one sample.
-        levels: number of grey levels of the data; None for vectors.
+        levels: number of grey levels of the data; None for continuous data.
+        codec: the way between data and the space in which the denoiser works.
+        class_names, columns: names of the classes, and of the components of vectors, where the data have them.
         checkpoint: folder that the weights were read from.
         step: training step of the weights.
         digest: SHA-256 of the weights' file.
@@ -57,10 +64,29 @@ class Run:
     float32: Denoiser = field(repr=False)
     shape: tuple[int, ...]
     levels: int | None
+    codec: Codec
+    class_names: tuple[str, ...]
+    columns: tuple[str, ...]
     checkpoint: Path
     step: int
     digest: str
     _data: Dataset | None = field(default=None, repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the network is told; 0 for none."""
+        return int(getattr(self.denoiser.net, "num_classes", 0))
+
+    @cached_property
+    def data_beside(self) -> Tensor | None:
+        """Held-out examples to be drawn beside samples that are no pictures; None if they cannot be had."""
+        if is_picture(self.shape):
+            return None
+        try:
+            return self.dataset.test
+        except InputError as error:
+            notice(f"{error}; samples are drawn without the data beside them")
+            return None
 
     @property
     def dtype(self) -> str:
@@ -121,6 +147,8 @@ class Run:
         batch_size: int = 64,
         trajectory: bool = False,
         quiet: bool = False,
+        classes: Classes = None,
+        conditions: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Drawn:
         """Draw ``n`` samples; sample i depends on the seed and on i alone.
@@ -133,22 +161,42 @@ class Run:
             batch_size: samples at a time; does not change them.
             trajectory: keep the first samples' states on their way.
             quiet: no progress bar.
+            classes: numbers or names of classes, which take turns, "all", or a tensor (n,) with that of each.
+            conditions: others that the network takes, by name, (n, *) each.
 
         Returns:
-            The samples (n, *shape) in model space on the CPU, and what they cost.
+            The samples (n, *shape) as the data are, on the CPU, and what they cost.
+
+        Raises:
+            InputError: on conditions that the run does not take, that are missing, of another length or out of range.
         """
         if not isinstance(sampler, Sampler):
             sampler = self.sampler(sampler, num_steps, **options)
-        chosen = self.config.seed if seed is None else seed
-        return draw(self, sampler, n, batch_size=batch_size, seed=chosen, quiet=quiet, trajectory=trajectory)
+        require_int("n", n, 1)
+        given = conditions_of_samples(self, n, classes, conditions or {})
+        how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "trajectory": trajectory, "conditions": given}
+        return draw(self, sampler, n, seed=self.config.seed if seed is None else seed, **how)
 
-    def likelihood(self, x: Tensor, **options: Any) -> LikelihoodResult:
-        """Return the exact log-likelihood of examples in model space, (B, *shape), in nats.
+    def likelihood(
+        self, x: Tensor, *, classes: Classes = None, conditions: Mapping[str, Any] | None = None, **options: Any
+    ) -> LikelihoodResult:
+        """Return the exact log-likelihood of examples as the data are, (B, *shape), in nats: log p(x).
+
+        Of grey levels it is that of a probability, bounded in expectation over the dequantisation; of continuous data of
+        a density in the units of the data.
 
         Args:
+            classes, conditions: given which, as of :meth:`sample`.
             options: of :func:`sde_diffusion.log_likelihood`: ``divergence``, ``probes``, ``seed`` …
         """
-        return log_likelihood(self.scored, x.to(self.device), **{"seed": self.config.seed, **options})
+        require(tuple(x.shape[1:]) == self.shape, "x shape", tuple(x.shape), f"(B, {', '.join(map(str, self.shape))})")
+        options = {"seed": self.config.seed, **options}
+        given = conditions_of_samples(self, len(x), classes, conditions or {})
+        first = int(options.get("first_index", 0))
+        noise = NoiseStream(int(options["seed"]) + DEQUANTISATION, range(first, first + len(x)))
+        z, weight = self.codec.density.encode(x.detach().cpu(), noise)
+        found = log_likelihood(self.scored, z.to(self.device), **options, **given)
+        return replace(found, log_prob=found.log_prob + weight.to(found.log_prob))
 
     def score(
         self,
@@ -156,7 +204,8 @@ class Run:
         *,
         data: Dataset | None = None,
         stem: str = "likelihood",
-        num_images: int = 0,
+        num_examples: int = 0,
+        classes: Classes = None,
         options: ScoringOptions | None = None,
         batch_size: int = 64,
         quiet: bool = False,
@@ -167,16 +216,23 @@ class Run:
             split: "test" or "train".
             data: what to score; by default the run's own data.
             stem: what the files are called.
-            num_images: the first so many; 0 for all.
+            num_examples: the first so many; 0 for all.
+            classes: given which; by default the labels of the data, if the run has classes, "none" for no class.
             options: what is computed.
-            batch_size: images at a time; does not change their numbers.
+            batch_size: examples at a time; does not change their numbers.
+
+        Raises:
+            InputError: if the run has conditions that the data lack.
         """
-        require(split in ("test", "train"), "split", split, "'test' or 'train'")
         data = self.dataset if data is None else data
-        k = getattr(data, split)
-        k = k[: num_images or len(k)]
+        examples = data.split(split)
+        examples = examples[: num_examples or len(examples)]
+        given = conditions_of_examples(self, examples, len(examples), classes)
         facts = {"data": data.name, "split": split}
-        return score(self, data, k, options or ScoringOptions(), facts, stem=stem, batch_size=batch_size, quiet=quiet)
+        if given:
+            facts["given"] = str(classes or DATA)
+        how: dict[str, Any] = {"stem": stem, "batch_size": batch_size, "quiet": quiet}
+        return score(self, Examples(examples.x, given), options or ScoringOptions(), facts, **how)
 
     def benchmark(
         self,

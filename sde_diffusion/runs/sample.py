@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from samplers import Sampler
 from sde_diffusion.errors import require_int
-from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.evaluation.pictures import is_picture, save_examples, save_grid, save_strip
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.ops import column
 from sde_diffusion.records import write_record
@@ -31,20 +32,24 @@ class Drawn:
     """Samples and what they cost.
 
     Attributes:
-        x: samples in model space, (n, *), on the CPU.
+        x: samples as the data are, (n, *), on the CPU: grey levels of pictures, the units of other data.
+        z: the same in model space.
         nfe: counted evaluations of a sample, the mean.
         seconds: of sampling.
         strip: times and states (rows, *) of the first samples on their way, if they were asked for.
         sampler: what drew them.
         seed: of their noise.
+        conditions: what they are conditioned on, by name, (n, *) each.
     """
 
     x: Tensor
+    z: Tensor
     nfe: float
     seconds: float
     strip: list[tuple[float, Tensor]]
     sampler: Sampler
     seed: int
+    conditions: dict[str, Any]
 
 
 class _Strip:
@@ -77,6 +82,7 @@ def draw(
     trajectory: bool = False,
     first_index: int = 0,
     float32: bool = False,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Drawn:
     """Draw ``n`` samples of a seed in batches, with a progress bar over solver steps.
 
@@ -84,6 +90,7 @@ def draw(
         trajectory: keep the first samples' states on their way.
         first_index: number of the first sample.
         float32: with the network in float32, whatever the configuration says.
+        conditions: what the samples are conditioned on, (n, *) each.
     """
     from tqdm import tqdm
 
@@ -106,24 +113,50 @@ def draw(
 
             start = time.perf_counter()
             shape = (min(batch_size, n - first), *run.shape)
+            part = {name: value[first : first + batch_size] for name, value in (conditions or {}).items()}
             result = sampler.draw(
-                denoiser, shape, seed, first_index=first_index + first, device=run.device, callback=see
+                denoiser, shape, seed, first_index=first_index + first, device=run.device, callback=see, **part
             )
             parts.append(result.x.cpu())
             seconds += time.perf_counter() - start
             nfe.append(result.nfe_per_sample.cpu())
     mean = float(torch.cat(nfe).double().mean())
-    return Drawn(torch.cat(parts), mean, seconds, strip.chosen(), sampler, seed)
+    z = torch.cat(parts)
+    return Drawn(run.codec.decode(z), z, mean, seconds, strip.chosen(), sampler, seed, dict(conditions or {}))
 
 
-def save_arrays(path: Path, x: Tensor, facts: dict[str, Any]) -> None:
-    """Write samples as ``.npz``, array ``x``, and what made them as a record beside it, ``.json``."""
+def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: int | None = None) -> None:
+    """Draw samples: pictures as a grid, other data as figures of their kind, beside the data if they are given.
+
+    Args:
+        z: samples in model space, (N, *).
+        data: examples, as the data set holds them.
+        columns: of a grid.
+    """
+    if is_picture(run.shape):
+        save_grid(path, z, columns)
+    else:
+        save_examples(path, run.codec.decode(z), data, run.columns)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) -> None:
+    """Write samples as ``.npz``, arrays by name, and what made them as a record beside it, ``.json``."""
     write_record(path.with_suffix(".json"), facts)
-    write_atomically(path, lambda p: np.savez_compressed(p, x=x.numpy()))
+    write_atomically(path, lambda p: np.savez_compressed(p, **{name: np.asarray(a) for name, a in arrays.items()}))
+
+
+def _class_words(classes: Tensor | None) -> str:
+    """Return what the name of a file says of the classes of samples: each of a few, or their number."""
+    if classes is None:
+        return ""
+    different = torch.unique(torch.as_tensor(classes)).tolist()
+    return "_class" + ("-".join(map(str, different)) if len(different) <= 5 else f"es{len(different)}")
 
 
 def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
-    """Write samples to ``samples/`` of a run as arrays and as a grid, and if there is one, the strip of their way.
+    """Write samples to ``samples/`` of a run as arrays and as a figure, and if there is one, the strip of their way.
+
+    The arrays are ``x``, the samples as the data are, ``z``, the same in model space, and the conditions by name.
 
     Args:
         name: of the sampler, as the files are to be called.
@@ -140,10 +173,11 @@ def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
         config=chosen(run.config),
     )
     steps = f"_{drawn.sampler.num_steps}" if hasattr(drawn.sampler, "num_steps") else ""
-    stem = run.workdir / "samples" / f"{name}{steps}_seed{drawn.seed}"
+    classes = _class_words(drawn.conditions.get("classes"))
+    stem = run.workdir / "samples" / f"{name}{steps}{classes}_seed{drawn.seed}"
     written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".json", ".png", "_trajectory.png")]
-    save_arrays(written[0], drawn.x, facts)
-    save_grid(written[2], drawn.x)
+    save_arrays(written[0], {"x": drawn.x, "z": drawn.z, **drawn.conditions}, facts)
+    show(run, written[2], drawn.z, run.data_beside)
     if not drawn.strip:
         return written[:3]
     times, states = zip(*drawn.strip, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.data import Dataset
+from sde_diffusion.codecs import GreyLevels
+from sde_diffusion.data import Dataset, Examples
 from sde_diffusion.data.image_folder import load_picture
+from sde_diffusion.data.npz import read_rows
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
@@ -21,12 +24,14 @@ from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, dig
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
 from sde_diffusion.records import read_record, write_record
+from sde_diffusion.runs.conditions import DATA, Classes, conditions_of_examples
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
 
 DEFAULT_TOLERANCE = 1e-4
-"""Of a few given pictures, whose spread says nothing about a mean."""
+"""Of a few given pictures or rows, whose spread says nothing about a mean."""
+FEW = 16
 CAVEAT = (
     "Likelihood is no proof of belonging: models are known to give simpler images of another kind a higher likelihood "
     "than their own (Nalisnick et al. 2019, arXiv:1810.09136)."
@@ -39,7 +44,7 @@ class Scored:
 
     Attributes:
         scores: the numbers of each, in nats.
-        summary: means, error budget and curves in bits/dim, as in ``likelihood.json``.
+        summary: means, error budget and curves in bits/dim or nats, as in ``likelihood.json``.
         stem: what the files are called.
     """
 
@@ -50,8 +55,7 @@ class Scored:
 
 def score(
     run: Run,
-    dataset: Dataset,
-    k: Tensor,
+    examples: Examples,
     options: ScoringOptions,
     facts: dict[str, Any],
     *,
@@ -59,29 +63,34 @@ def score(
     batch_size: int = 64,
     quiet: bool = False,
 ) -> Scored:
-    """Score images and write ``STEM.npz`` (as it goes), ``STEM.json`` and ``STEM.png`` (the curve of the bound).
+    """Score examples and write ``STEM.npz`` (as it goes), ``STEM.json`` and ``STEM.png`` (the curve of the bound).
 
     Args:
-        dataset: what the images are, for their levels.
-        k: the images as the data set holds them, (N, *).
+        examples: as the data set holds them, (N, *), with what they are conditioned on.
         facts: what identifies them, stored with the result.
+
+    Raises:
+        InputError: if they are not of the run's shape.
     """
     from tqdm import tqdm
 
-    seed = run.config.seed
-    scorer = Scorer(run.scored, dataset, k, options, seed, run.device)
-    key = {"checkpoint": run.digest, "seed": seed, "num_images": len(k), "options": asdict(options), **facts}
+    seed, shape = run.config.seed, tuple(examples.x.shape[1:])
+    require(shape == run.shape, "data", shape, f"examples of shape {run.shape}, as the run was trained on")
+    scorer = Scorer(run.scored, run.codec, examples, options, seed, run.device)
+    key = {"checkpoint": run.digest, "seed": seed, "num_examples": len(examples), "options": asdict(options), **facts}
     dtype = replace(run, denoiser=run.scored).dtype
     if dtype != "float32":
         key["dtype"] = dtype
     path = run.workdir / f"{stem}.npz"
-    with one_writer(run.workdir, stem), tqdm(total=len(k), unit="image", desc=stem, disable=quiet, leave=False) as bar:
+    unit = "image" if run.levels else "sample"
+    bar = tqdm(total=len(examples), unit=unit, desc=stem, disable=quiet, leave=False)
+    with one_writer(run.workdir, stem), bar:
         _keep_other(path, key)
         scores = scorer.score(path, key, batch_size, bar.update)
-        result = bits.summary(scores, dataset, options)
+        result = bits.summary(scores, run.shape, run.levels is not None, options)
         result["provenance"] = provenance(run.device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
         write_record(run.workdir / f"{stem}.json", result)
-        save_bound(run.workdir / f"{stem}.png", result["curves"])
+        save_bound(run.workdir / f"{stem}.png", result["curves"], bits.unit(result))
     return Scored(scores, result, stem)
 
 
@@ -97,27 +106,28 @@ def _keep_other(path: Path, key: dict[str, Any]) -> None:
                 path.with_suffix(suffix).rename(path.with_name(f"{path.stem}_{name}{suffix}"))
 
 
-def like(other: Dataset, dataset: Dataset) -> Dataset:
-    """Return another data set in the shape and grey levels of ``dataset``, its pictures resized where they differ.
+def like(other: Dataset, run: Run) -> Dataset:
+    """Return another data set in the shape and grey levels of a run's, its pictures resized where they differ.
 
     Raises:
         InputError: if they are not of one kind.
     """
-    if other.levels is None or dataset.levels is None or other.shape[0] != dataset.shape[0]:
-        same = other.shape == dataset.shape and other.levels == dataset.levels
-        expected = f"a data set like {dataset.name}: {dataset.describe()}"
+    same = other.shape == run.shape and other.levels == run.levels
+    if other.levels is None or run.levels is None or other.shape[0] != run.shape[0]:
+        levels = f" of {run.levels} grey levels" if run.levels else ""
+        expected = f"data of shape {run.shape}{levels}, as the run was trained on"
         require(same, "against", other.name, expected, f"it is {other.describe()}")
+    if same:
         return other
+    theirs, ours = GreyLevels(other.levels or 0), GreyLevels(run.levels or 0)
 
     def convert(k: Tensor) -> Tensor:
         from torchvision.transforms.functional import resize
 
-        x = other.scale(k)
-        if other.shape != dataset.shape:
-            x = resize(x, list(dataset.shape[1:]), antialias=True)
-        return dataset.unscale(x)
+        z, _ = theirs.encode(k)
+        return ours.decode(resize(z, list(run.shape[1:]), antialias=True) if other.shape != run.shape else z)
 
-    return Dataset(other.name, convert(other.train), convert(other.test), dataset.levels)
+    return replace(other, train=convert(other.train), test=convert(other.test), levels=run.levels)
 
 
 def separate(run: Run, inside: Scored, outside: Scored) -> bits.Separation:
@@ -129,27 +139,57 @@ def separate(run: Run, inside: Scored, outside: Scored) -> bits.Separation:
     return found
 
 
+def score_rows(
+    run: Run,
+    path: Path,
+    options: ScoringOptions,
+    *,
+    classes: Classes = None,
+    batch_size: int = 64,
+    quiet: bool = False,
+) -> Scored:
+    """Score the rows of an ``.npz`` file of one's own: its array ``x``, or ``test``, or the only one.
+
+    Raises:
+        InputError: if the file cannot be read, its rows are of another shape or dtype, or conditions are missing.
+    """
+    rows = read_rows(path, run.shape)
+    given = conditions_of_examples(run, rows, len(rows), classes)
+    options = replace(options, tolerance=options.tolerance or (DEFAULT_TOLERANCE if len(rows) < FEW else 0.0))
+    facts = {"data": path.name, "rows": hashlib.sha256(rows.x.numpy().tobytes()).hexdigest()}
+    if given:
+        facts["given"] = str(classes or DATA)
+    stem = f"likelihood_{re.sub(r'[^A-Za-z0-9_.-]+', '_', path.stem)}"
+    return score(run, Examples(rows.x, given), options, facts, stem=stem, batch_size=batch_size, quiet=quiet)
+
+
 def score_pictures(
-    run: Run, files: Sequence[str | Path], options: ScoringOptions, *, batch_size: int = 64, quiet: bool = False
+    run: Run,
+    files: Sequence[str | Path],
+    options: ScoringOptions,
+    *,
+    classes: Classes = None,
+    batch_size: int = 64,
+    quiet: bool = False,
 ) -> tuple[Scored, list[tuple[float, float, float]]]:
     """Score picture files; returns also the bits/dim of each: ODE, continuous bound, discrete bound.
 
     Raises:
         InputError: if the run is not one on pictures, or a file cannot be read.
     """
-    require(run.levels is not None, "image", [str(f) for f in files], "a run on pictures", "this one is on vectors")
-    levels = run.levels or 2
+    remedy = "give --data=FILE.npz"
+    expected = "a run on pictures, for this one is on other data"
+    require(run.levels is not None, "image", [str(f) for f in files], expected, remedy)
     pixels = torch.stack([torch.from_numpy(load_picture(Path(f), run.shape)) for f in files])
-    k = (pixels.float() * ((levels - 1) / 255)).round().to(torch.uint8)
-    dataset = Dataset("pictures", k, k, levels)
+    k = (pixels.float() * (((run.levels or 2) - 1) / 255)).round().to(torch.uint8)
+    given = conditions_of_examples(run, Examples(k, {}), len(k), classes)
     options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
     facts = {"files": [str(f) for f in files], "pixels": hashlib.sha256(k.numpy().tobytes()).hexdigest()}
-    found = score(run, dataset, k, options, facts, stem="likelihood_pictures", batch_size=batch_size, quiet=quiet)
-    unit = 1.0 / (math.prod(run.shape) * math.log(2.0))
-    shift = math.log2(dataset.cell)
-    scores = found.scores
-    rows = [
-        (-scores.ode[:, i].mean() * unit - shift, scores.continuous[i] * unit, scores.discrete[i] * unit)
-        for i in range(len(k))
-    ]
-    return found, rows
+    if given:
+        facts["given"] = str(classes)
+    how: dict[str, Any] = {"stem": "likelihood_pictures", "batch_size": batch_size, "quiet": quiet}
+    found = score(run, Examples(k, given), options, facts, **how)
+    scores, share = found.scores, -1.0 / (math.prod(run.shape) * math.log(2.0))
+    figures = (scores.ode.mean(axis=0), scores.continuous, scores.discrete)
+    rows = [tuple(float(values[i]) * share for values in figures) for i in range(len(k))]
+    return found, rows  # type: ignore[return-value]  # three each

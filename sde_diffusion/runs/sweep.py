@@ -1,4 +1,4 @@
-"""Sweeps of a run: every sampler at every cost from the same noise, measured against held-out images."""
+"""Sweeps of a run: every sampler at every cost from the same noise, measured against held-out data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from torch import Tensor
 
 import samplers
 from samplers import Sampler
+from sde_diffusion.codecs import Codec
+from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.curves import as_csv, points
 from sde_diffusion.evaluation.figures import save_sweep
 from sde_diffusion.evaluation.metrics import (
     METRICS,
+    Coordinates,
     Extractor,
     Features,
     content_hash,
@@ -27,7 +30,7 @@ from sde_diffusion.evaluation.metrics import (
     reference_features,
     require_enough,
 )
-from sde_diffusion.evaluation.pictures import save_grid, save_strip
+from sde_diffusion.evaluation.pictures import save_strip
 from sde_diffusion.evaluation.sweep import (
     PICTURES,
     RECORD,
@@ -43,23 +46,24 @@ from sde_diffusion.evaluation.sweep import (
 )
 from sde_diffusion.files import discard, provenance, write_atomically
 from sde_diffusion.locks import one_writer
-from sde_diffusion.runs.sample import STRIP_ROWS, draw
+from sde_diffusion.runs.conditions import DATA, conditions_of_examples
+from sde_diffusion.runs.sample import STRIP_ROWS, draw, show
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
 
 EXTRACTOR_OF = {"digits": "digits", "fashion_mnist": "fashion"}
-"""Built-in extractors by data set; all others take torch-fidelity's Inception."""
+"""Built-in extractors by data set; all other pictures take torch-fidelity's Inception."""
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 """Of the probability-flow solution that deterministic samplers are held against."""
 NUM_EXACT = 64
-NUM_SHOWN = 16
-"""Samples of a run that are kept as a picture."""
+NUM_SHOWN, NUM_PLOTTED = 16, 1000
+"""Samples of a run that are kept as a picture, and as points of a figure beside the data."""
 SWEPT = {"num_steps": ("num_steps",), "tolerance": ("rtol", "atol")}
 """Options of a sampler that a setting fixes."""
 
 Hook = Callable[[Setting, Sampler, Tensor], dict[str, float]]
-"""Called with the samples of each new row; returns metrics to keep beside the others."""
+"""Called with the samples of each new row, in model space; returns metrics to keep beside the others."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class SweepOptions:
         extractor: name of the feature network; by default that of the data set.
         weights: file of its weights, where it has no built-in ones.
         kid_subset: images of a KID subset; 0: 1,000, or half of those there are.
+        classes: of a run with classes, those of the samples, which take turns: "data" for the labels of the split, in
+            its order, "none" for no class, "all", or numbers and names separated by commas.
     """
 
     num_samples: int = 1000
@@ -81,31 +87,48 @@ class SweepOptions:
     extractor: str = ""
     weights: Path | None = None
     kid_subset: int = 0
+    classes: str = DATA
 
     def __post_init__(self) -> None:
         require(self.split in ("test", "train"), "split", self.split, "'test' or 'train'")
 
 
-def pictures(dataset: Dataset, x: Tensor) -> Tensor:
-    """Return samples as the data set's own grey levels would look: uint8 (N, C, H, W), 0 … 255."""
-    return dataset.to_uint8(dataset.scale(dataset.unscale(x.float())))
+Measure = Extractor | Coordinates
+"""What makes features of samples."""
 
 
-def load_reference(dataset: Dataset, options: SweepOptions, device: torch.device) -> tuple[Extractor, Features, str]:
-    """Return the feature network for a data set, the features of its split, and the hash of that split's images.
+def seen(codec: Codec, levels: int | None, z: Tensor) -> Tensor:
+    """Return what is measured of samples in model space: grey levels as 8-bit pictures, other data as they are there.
+
+    In model space, because there no column counts more than another for its units.
+    """
+    return z.float() if levels is None else to_uint8(codec.decode(z.float()), levels)
+
+
+def load_reference(
+    dataset: Dataset, codec: Codec, options: SweepOptions, device: torch.device
+) -> tuple[Measure, Features, str]:
+    """Return what makes features of a data set, those of its split, and the hash of that split.
+
+    Pictures go through a feature network; of vectors, series and volumes the coordinates are compared.
 
     Raises:
-        InputError: if the data have no such network, being vectors; if its weights cannot be had; if the samples are
-            too few for a metric.
+        InputError: if a feature network is asked for and there is none for such data; if its weights cannot be had; if
+            the samples are too few for a metric.
     """
-    require(dataset.levels is not None, "data.name", dataset.name, "pictures", "vectors have no feature network")
-    name = options.extractor or EXTRACTOR_OF.get(dataset.name, "inception-v3-compat")
-    extractor = Extractor(name, device, options.weights)
-    real = dataset.to_uint8(dataset.scale(getattr(dataset, options.split)))
-    reference = reference_features(extractor, real)
+    real = seen(codec, dataset.levels, codec.encode(dataset.split(options.split).x)[0])
+    if dataset.levels is None:
+        expected = f"none: of {dataset.noun} the coordinates are compared"
+        require(not options.extractor, "extractor", options.extractor, expected)
+        measure_of: Measure = Coordinates()
+        reference = measure_of(real)
+    else:
+        name = options.extractor or EXTRACTOR_OF.get(dataset.name, "inception-v3-compat")
+        measure_of = Extractor(name, device, options.weights)
+        reference = reference_features(measure_of, real)
     require_enough("reference", len(real), reference, options.kid_subset)
     require_enough("num_samples", options.num_samples, reference, options.kid_subset)
-    return extractor, reference, content_hash(real)
+    return measure_of, reference, content_hash(real)
 
 
 def sampler_of(run: Run, setting: Setting) -> Sampler:
@@ -119,7 +142,9 @@ class _Sweep:
 
     def __init__(self, run: Run, options: SweepOptions, plan: Sequence[Setting], quiet: bool, hook: Hook | None):
         self.run, self.options, self.quiet, self.hook = run, options, quiet, hook
-        self.extractor, self.reference, self.digest = load_reference(run.dataset, options, run.device)
+        self.extractor, self.reference, self.digest = load_reference(run.dataset, run.codec, options, run.device)
+        examples = run.dataset.split(options.split)
+        self.given = conditions_of_examples(run, examples, options.num_samples, options.classes)
         self.metric = self.extractor.metric
         # The last of each sampler, which is the longest, is shown on its way from noise to image.
         self.strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}
@@ -129,7 +154,7 @@ class _Sweep:
         """Return the options of a sampler that its setting does not fix."""
         sampler = sampler_of(self.run, setting)
         options = {k: v for k, v in sampler.options().items() if k not in SWEPT[setting.option]}
-        return {**options, **self.run.wrapping(sampler)}
+        return {**options, **self.run.wrapping(sampler), **({"classes": self.options.classes} if self.given else {})}
 
     @property
     def key(self) -> Row:
@@ -150,8 +175,9 @@ class _Sweep:
         if self.options.split == "train":
             return None
         data = self.run.dataset
-        seen = data.to_uint8(data.scale(data.train[: self.options.num_samples]))
-        return measure(self.extractor(seen), self.reference, self.metric, self.options.kid_subset)
+        z, _ = self.run.codec.encode(data.train[: self.options.num_samples])
+        features = self.extractor(seen(self.run.codec, data.levels, z))
+        return measure(features, self.reference, self.metric, self.options.kid_subset)
 
     @property
     def wanted(self) -> list[str]:
@@ -164,16 +190,22 @@ class _Sweep:
         """The probability-flow solution from the noise of a seed, tightly solved."""
         solver = samplers.build("probability_flow", **EXACT)
         count = min(NUM_EXACT, self.options.num_samples)
-        return draw(self.run, solver, count, batch_size=count, seed=seed, quiet=True, float32=True).x
+        how: dict[str, Any] = {"quiet": True, "float32": True, "conditions": self._given(0, count)}
+        return draw(self.run, solver, count, batch_size=count, seed=seed, **how).z
+
+    def _given(self, first: int, last: int) -> dict[str, Tensor]:
+        return {name: values[first:last] for name, values in self.given.items()}
 
     def batch(self, setting: Setting, first: int, last: int) -> Batch:
         """Draw samples ``first`` … ``last − 1`` of a row; keep their features, and what is shown of them."""
         count, sampler = last - first, sampler_of(self.run, setting)
-        part = draw(self.run, sampler, count, batch_size=count, seed=setting.seed, quiet=self.quiet, first_index=first)
+        how: dict[str, Any] = {"quiet": self.quiet, "first_index": first, "conditions": self._given(first, last)}
+        part = draw(self.run, sampler, count, batch_size=count, seed=setting.seed, **how)
         start = time.perf_counter()
-        features = self.extractor(pictures(self.run.dataset, part.x))
+        features = self.extractor(seen(self.run.codec, self.run.levels, part.z))
         kept = max(max(NUM_EXACT, NUM_SHOWN) - first, 0)
-        x = part.x if self.hook else part.x[:kept].clone()  # not a view, which would keep them all
+        kept = max(kept, NUM_PLOTTED - first) if self.run.data_beside is not None else kept
+        x = part.z if self.hook else part.z[:kept].clone()  # not a view, which would keep them all
         return Batch(features, x, part.nfe, part.seconds, time.perf_counter() - start)
 
     def row(self, setting: Setting, stem: str, on_batch: Callable[[], object]) -> Row:
@@ -190,7 +222,9 @@ class _Sweep:
         metric_seconds = whole.metric_seconds + time.perf_counter() - start
         if self.hook is not None:
             found |= self.hook(setting, sampler, whole.x)
-        save_grid(folder / f"{stem}.png", whole.x[:NUM_SHOWN], columns=NUM_SHOWN // 2)
+        beside = self.run.data_beside
+        count = NUM_SHOWN if beside is None else NUM_PLOTTED
+        show(self.run, folder / f"{stem}.png", whole.x[:count], beside, columns=NUM_SHOWN // 2)
         if setting == self.strips[setting.sampler]:
             self._save_strip(setting, folder / f"{stem}{TRAJECTORY}.png")
         return {
@@ -221,6 +255,7 @@ class _Sweep:
             seed=setting.seed,
             quiet=True,
             trajectory=True,
+            conditions=self._given(0, STRIP_ROWS),
         )
         times, states = zip(*few.strip, strict=True)
         save_strip(path, states, times)

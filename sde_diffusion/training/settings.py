@@ -30,7 +30,7 @@ def is_run(workdir: Path) -> bool:
 
 
 def write_settings(workdir: Path, settings: dict[str, Any]) -> None:
-    """Write ``config.json``: "config", "data" (shape and grey levels of an example) and "provenance"."""
+    """Write ``config.json``: "config", "data" (shape, grey levels, codec, names) and "provenance"."""
     write_record(workdir / CONFIG_FILE, settings)
 
 
@@ -67,4 +67,10 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
     require(ok, f"{path}: data.shape", shape, "the shape of one example")
     ok = levels is None or (type(levels) is int and levels > 1)
     require(ok, f"{path}: data.levels", levels, "the number of grey levels, or null")
+    codec = content["data"].get("codec", {})
+    require(isinstance(codec, dict), f"{path}: data.codec", codec, "the name of a codec and what it is made of")
+    for key in ("class_names", "columns"):
+        names = content["data"].get(key, [])
+        ok = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        require(ok, f"{path}: data.{key}", names, "a list of names")
     return content
