@@ -21,10 +21,10 @@ from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.guidance import GUIDANCE, THRESHOLDS
 from sde_diffusion.labels import NOISE_LABELS
-from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.objectives import OBJECTIVES, Objective
 from sde_diffusion.ops import column
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE, SDES
@@ -35,10 +35,20 @@ def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
     return ConfigDict({"name": name, **extra, **{entry: registry.config(entry) for entry in registry}})
 
 
-def _parts(sampler: str) -> Mapping[str, Registry[Any]]:
-    """Return the options of a sampler that are parts, and where they are chosen from."""
-    entry = SAMPLERS[sampler]
-    return entry.parts if isinstance(entry, type) and issubclass(entry, Sampler) else {}
+def _choice_of_composites(registry: Registry[Any], name: str) -> ConfigDict:
+    """Return a choice among entries some of whose options are parts, which are choices too."""
+    config = _choice(registry, name)
+    for entry in registry:
+        for option, among in _parts(registry, entry).items():
+            del config[entry][option]
+            config[entry][option] = _choice(among, registry.config(entry)[option])
+    return config
+
+
+def _parts(registry: Registry[Any], name: str) -> Mapping[str, Registry[Any]]:
+    """Return the options of a sampler or an objective that are parts, and where they are chosen from."""
+    entry = registry[name]
+    return entry.parts if isinstance(entry, type) and issubclass(entry, (Sampler, Objective)) else {}
 
 
 def default_config() -> ConfigDict:
@@ -61,17 +71,14 @@ def default_config() -> ConfigDict:
     # In sampling alone, a bound on each predicted x₀; with the samplers named, or all.
     config.denoiser.thresholding = _choice(THRESHOLDS, "none", samplers=())
     config.guidance = _choice(GUIDANCE, "none")  # in sampling alone: what changes each prediction
-    config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
-    config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
+    config.objective = _choice_of_composites(OBJECTIVES, "denoising")
+    # With v-prediction on a VP SDE the mean squared error in v:
+    config.objective.denoising.weighting.edm.sigma_data = 1.0
     config.training = ConfigDict(dict(vars(TrainingOptions())))
     config.training.update(num_steps=1400, batch_size=64, learning_rate=5e-3, warmup_steps=50, beta2=0.99)
     config.training.ema_decay = 0.99
     config.training.dequantise = True  # a density over the cells of the grey levels: what a likelihood is of
-    config.sampler = _choice(SAMPLERS, "ddim")
-    for name in samplers.names():
-        for option, registry in _parts(name).items():  # a sampler's parts are choices too
-            del config.sampler[name][option]
-            config.sampler[name][option] = _choice(registry, samplers.config(name)[option])
+    config.sampler = _choice_of_composites(SAMPLERS, "ddim")
     return config
 
 
@@ -82,8 +89,8 @@ def paper_config() -> ConfigDict:
     config.data.name = "cifar10"
     config.denoiser.prediction = "eps"
     config.denoiser.noise_label.name = "scaled"
-    config.loss.times.name = "uniform"
-    config.loss.weighting.name = "simple"
+    config.objective.denoising.times.name = "uniform"
+    config.objective.denoising.weighting.name = "simple"
     config.training = ConfigDict(dict(vars(TrainingOptions())))
     config.training.update(num_steps=1_300_000, warmup_steps=5000, schedule="constant", flip=True)
     config.training.update(log_every=50, checkpoint_every=10_000)
@@ -207,9 +214,10 @@ def wrap(config: ConfigDict, denoiser: AbstractDenoiser, sampler: str = "") -> A
     return denoiser
 
 
-def build_loss(config: ConfigDict) -> DenoisingScoreMatching:
-    """Build ``config.loss``."""
-    return DenoisingScoreMatching(_build(TIMES, config.loss.times), _build(WEIGHTINGS, config.loss.weighting))
+def build_objective(config: ConfigDict) -> Objective:
+    """Build ``config.objective``."""
+    name = config.objective.name
+    return OBJECTIVES.build(name, **_options(OBJECTIVES, name, config.objective))
 
 
 def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = None, **fixed: Any) -> Sampler:
@@ -233,13 +241,18 @@ def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = No
                 f"--config.sampler.{name}.rtol=1e-4"
             )
         fixed["num_steps"] = num_steps
-    options = config.sampler.get(name, ConfigDict()).to_dict()
-    parts = {option: _part(registry, options[option]) for option, registry in _parts(name).items() if option in options}
-    return SAMPLERS.build(name, **{**options, **parts, **fixed})
+    return SAMPLERS.build(name, **{**_options(SAMPLERS, name, config.sampler), **fixed})
+
+
+def _options(registry: Registry[Any], name: str, choice: ConfigDict) -> dict[str, Any]:
+    """Return the options of an entry, those that are parts as it takes them."""
+    options: dict[str, Any] = choice.get(name, ConfigDict()).to_dict()
+    parts = {option: _part(r, options[option]) for option, r in _parts(registry, name).items() if option in options}
+    return {**options, **parts}
 
 
 def _part(registry: Registry[Any], choice: str | dict[str, Any]) -> str | dict[str, Any]:
-    """Return a sampler's part as the sampler takes it: its name, and with it the options that are not their default."""
+    """Return a part as what it is a part of takes it: its name, and with it the options that are not their default."""
     if isinstance(choice, str) or choice["name"] not in registry:
         return choice if isinstance(choice, str) else choice["name"]
     default = registry.config(choice["name"])

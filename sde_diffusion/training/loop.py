@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import write_atomically
-from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.objectives import Objective
 from sde_diffusion.records import as_line, read_lines
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
@@ -137,9 +136,9 @@ class TrainingLog:
 
 def train(
     workdir: Path,
-    denoiser: Denoiser,
+    model: nn.Module,
     state: TrainingState,
-    loss: DenoisingScoreMatching,
+    objective: Objective,
     batch: BatchFn,
     options: TrainingOptions,
     seed: int,
@@ -150,7 +149,8 @@ def train(
 
     Args:
         workdir: receives ``train.jsonl``, TensorBoard's files and the checkpoints.
-        denoiser: around ``state.network``.
+        model: what the objective is given, around ``state.network``.
+        objective: what is made small.
         seed: of data order, times, noise and dropout.
         settings: what the run is (:mod:`sde_diffusion.training.settings`), stored with every checkpoint.
         quiet: no progress bar.
@@ -166,7 +166,7 @@ def train(
     state.network.train()
     try:
         while state.step < options.num_steps:
-            recent.append(_step(denoiser, state, loss, batch, options, seed))
+            recent.append(_step(model, state, objective, batch, options, seed))
             save = state.step == options.num_steps or state.step % options.checkpoint_every == 0
             if save or state.step % options.log_every == 0:
                 mean = _mean_loss(recent, state.step, workdir)
@@ -182,9 +182,9 @@ def train(
 
 
 def _step(
-    denoiser: Denoiser,
+    model: nn.Module,
     state: TrainingState,
-    loss: DenoisingScoreMatching,
+    objective: Objective,
     batch: BatchFn,
     options: TrainingOptions,
     seed: int,
@@ -195,11 +195,10 @@ def _step(
     first = step * options.batch_size
     # Streams of training and of sampling under one seed are kept apart by the offset.
     noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
-    x0 = batch(step, noise)
+    x = batch(step, noise)
     if device.type == "cuda":
-        x0 = x0.pin_memory()  # so that the copy does not wait for the device
-    losses, _ = loss(denoiser, x0.to(device, non_blocking=True), noise)
-    value = losses.mean()
+        x = x.pin_memory()  # so that the copy does not wait for the device
+    value = objective(model, x.to(device, non_blocking=True), noise).mean()
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     if options.grad_clip:
