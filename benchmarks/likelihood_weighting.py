@@ -43,8 +43,8 @@ def score(workdir: Path, loss: str, seed: int, num_steps: int) -> dict[str, Tens
     times, weighting, t_min = LOSSES[loss]
     dataset = configuration.build_dataset(config)
     start = bound_start(configuration.build_sde(config), dataset)
-    config.loss.times.name, config.loss.weighting.name = times, weighting
-    config.loss.times[times].t_min = t_min or start
+    config.objective.denoising.times.name, config.objective.denoising.weighting.name = times, weighting
+    config.objective.denoising.times[times].t_min = t_min or start
     train_run(workdir, config, CPU, quiet=True)
     run = load_run(workdir, config, CPU)
     k, denoiser = dataset.test, run.float32

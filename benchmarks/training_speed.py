@@ -27,7 +27,6 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
 from sde_diffusion.data import Dataset
-from sde_diffusion.losses import TIMES, WEIGHTINGS
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
@@ -65,7 +64,7 @@ def ours(
     network.train().requires_grad_(True)
     settings = TrainingOptions(batch_size=options.batch_size, num_steps=LONG, learning_rate=1e-4, log_every=LONG)
     state = TrainingState(network, EMA(network), make_optimizer(network, settings))
-    loss = sd.DenoisingScoreMatching(TIMES.build("discrete"), WEIGHTINGS.build("simple"))
+    objective = sd.DenoisingScoreMatching("discrete", "simple")
     load = configuration.training_batch(Dataset("random", data, data, 256), settings, options.seed)
 
     def batch(step: int, noise: sd.NoiseStream) -> Tensor:
@@ -76,7 +75,7 @@ def ours(
         state.step = 0
         few = TrainingOptions(**{**vars(settings), "num_steps": options.steps + 1})
         with TemporaryDirectory() as workdir, mock.patch.object(checkpoints, "save"):
-            train(Path(workdir), denoiser, state, loss, batch, few, options.seed, {}, quiet=True)
+            train(Path(workdir), denoiser, state, objective, batch, few, options.seed, {}, quiet=True)
 
     return go
 

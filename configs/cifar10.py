@@ -44,7 +44,7 @@ def _chain(config: ConfigDict) -> None:
     """DDPM as published: the discrete chain, trained at its 1,000 indices and sampled at all of them."""
     config.sde.name = "ddpm"
     config.denoiser.noise_label.name = "discrete"
-    config.loss.times.name = "discrete"
+    config.objective.denoising.times.name = "discrete"
     config.sampler.name = "ancestral"
     config.sampler.ancestral.grid = "indices"
     config.sampler.ancestral.num_steps = 1000
@@ -57,8 +57,8 @@ def _noise_levels(config: ConfigDict) -> None:
     config.sde.ve.sigma_max = 100.0
     if config.network.name == "ddpm":
         config.denoiser.noise_label.name = "reversed"
-        config.loss.times.name = "discrete"
-        config.loss.times.discrete.num_train_steps = 999
+        config.objective.denoising.times.name = "discrete"
+        config.objective.denoising.times.discrete.num_train_steps = 999
     else:
         config.network.ncsnpp.embedding = "fourier"
         config.denoiser.noise_label.name = "log_sigma"

@@ -20,20 +20,20 @@ def get_config(variant: str = "ddpm") -> ConfigDict:
     if variant == "ddpm":
         config.denoiser.prediction = "eps"
         config.denoiser.noise_label.name = "discrete"
-        config.loss.times.name = "discrete"
-        config.loss.weighting.name = "simple"
+        config.objective.denoising.times.name = "discrete"
+        config.objective.denoising.weighting.name = "simple"
         config.sampler.name = "ancestral"
         config.sampler.ancestral.grid = "indices"
         config.sampler.ancestral.num_steps = 1000
         config.sampler.ancestral.variance = "beta"
     elif variant == "subvp":
-        config.loss.times.name = "importance"
-        config.loss.weighting.name = "likelihood"
+        config.objective.denoising.times.name = "importance"
+        config.objective.denoising.weighting.name = "likelihood"
     else:
         config.sde.ve.sigma_max = 10.0
         config.denoiser.prediction = "eps"
         config.denoiser.sigma_data = 0.6
         config.denoiser.noise_label.name = "log_sigma"
-        config.loss.times.name = "stratified"
+        config.objective.denoising.times.name = "stratified"
         config.sampler.name = "pc"
     return config

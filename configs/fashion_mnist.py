@@ -12,8 +12,8 @@ def get_config() -> ConfigDict:
     config.network.unet.channel_mults = (1, 2, 2)
     config.network.unet.num_blocks = (1,)
     config.network.unet.attention = (7,)
-    config.loss.times.name = "log_normal"
-    config.loss.times.log_normal.mean = -0.5
+    config.objective.denoising.times.name = "log_normal"
+    config.objective.denoising.times.log_normal.mean = -0.5
     config.training.batch_size = 32
     config.training.num_steps = 6000
     config.training.optimizer = "muon"

@@ -137,12 +137,7 @@ def _predictor(given: str | Mapping[str, Any] | GridSampler[Any]) -> GridSampler
     Raises:
         InputError: if it has no single steps to correct.
     """
-    if isinstance(given, Mapping):
-        found = SAMPLERS.build(**given)
-    elif isinstance(given, str):
-        found = IdentityPredictor() if given == "identity" else SAMPLERS.build(given)
-    else:
-        found = given
+    found = IdentityPredictor() if given == "identity" else SAMPLERS.part(given)
     if not isinstance(found, GridSampler) or isinstance(found, PredictorCorrector):
         raise InputError(
             f"predictor={given!r}: expected a sampler that steps along a grid, or 'identity'; "

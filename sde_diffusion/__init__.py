@@ -18,8 +18,8 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.labels import NoiseLabel
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.likelihood import ErrorBudget, LikelihoodResult, bits_per_dim, log_likelihood
-from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.objectives import DenoisingScoreMatching, Objective
 from sde_diffusion.predictions import Prediction
 from sde_diffusion.reverse import forward_posterior
 from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, SubVPSDE
@@ -50,6 +50,7 @@ __all__ = [
     "NoiseLabel",
     "NoiseLevel",
     "NoiseStream",
+    "Objective",
     "Prediction",
     "Run",
     "SubVPSDE",

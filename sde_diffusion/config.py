@@ -10,35 +10,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from ml_collections import ConfigDict
-from torch import Tensor, nn
+from ml_collections import ConfigDict, FieldReference
+from torch import nn
 
 import samplers
 from samplers import SAMPLERS, Sampler
-from sde_diffusion.data import DATASETS, Dataset, train_batch
+from sde_diffusion.codecs import CODECS, Codec, codec_for
+from sde_diffusion.codecs.base import AUTO
+from sde_diffusion.data import DATASETS, Dataset
+from sde_diffusion.data.image_folder import image_sides
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.guidance import GUIDANCE, THRESHOLDS
 from sde_diffusion.labels import NOISE_LABELS
-from sde_diffusion.losses import TIMES, WEIGHTINGS, DenoisingScoreMatching
 from sde_diffusion.networks import NETWORKS
-from sde_diffusion.networks.execution import execute
-from sde_diffusion.noise import NoiseStream
-from sde_diffusion.ops import column
+from sde_diffusion.networks.execution import execute, lay_out
+from sde_diffusion.objectives import OBJECTIVES, Objective
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE, SDES
-from sde_diffusion.training.loop import BatchFn, TrainingOptions
+from sde_diffusion.training.loop import TrainingOptions
 
 
 def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
     return ConfigDict({"name": name, **extra, **{entry: registry.config(entry) for entry in registry}})
 
 
-def _parts(sampler: str) -> Mapping[str, Registry[Any]]:
-    """Return the options of a sampler that are parts, and where they are chosen from."""
-    entry = SAMPLERS[sampler]
-    return entry.parts if isinstance(entry, type) and issubclass(entry, Sampler) else {}
+def _choice_of_composites(registry: Registry[Any], name: str) -> ConfigDict:
+    """Return a choice among entries some of whose options are parts, which are choices too."""
+    config = _choice(registry, name)
+    for entry in registry:
+        for option, among in _parts(registry, entry).items():
+            del config[entry][option]
+            config[entry][option] = _choice(among, registry.config(entry)[option])
+    return config
+
+
+def _parts(registry: Registry[Any], name: str) -> Mapping[str, Registry[Any]]:
+    """Return the options of a sampler or an objective that are parts, and where they are chosen from."""
+    entry = registry[name]
+    return entry.parts if isinstance(entry, type) and issubclass(entry, (Sampler, Objective)) else {}
 
 
 def default_config() -> ConfigDict:
@@ -53,25 +63,24 @@ def default_config() -> ConfigDict:
     config.compile = False  # the network; pays on long runs
     config.tf32 = False  # CUDA: whether float32 may mean TF32 in matrix products and convolutions
     config.data = _choice(DATASETS, "digits", root="")
+    # One number, or height and width: a value of either kind may take its place.
+    config.data.image_folder.image_size = FieldReference(config.data.image_folder.image_size, field_type=object)
+    config.codec = _choice(CODECS, AUTO)  # between data and model space; auto: grey levels, else standardised
     config.sde = _choice(SDES, "vp")
-    config.network = _choice(NETWORKS, "unet")
+    config.network = _choice(NETWORKS, AUTO)  # auto: mlp for vectors, unet for all else
     config.network.unet.update(channels=24, channel_mults=(1, 2), num_blocks=(1,), attention=())
     config.denoiser = ConfigDict({"prediction": "v", "sigma_data": 0.0})
     config.denoiser.noise_label = _choice(NOISE_LABELS, "log_snr")
     # In sampling alone, a bound on each predicted x₀; with the samplers named, or all.
     config.denoiser.thresholding = _choice(THRESHOLDS, "none", samplers=())
     config.guidance = _choice(GUIDANCE, "none")  # in sampling alone: what changes each prediction
-    config.loss = ConfigDict({"times": _choice(TIMES, "stratified"), "weighting": _choice(WEIGHTINGS, "edm")})
-    config.loss.weighting.edm.sigma_data = 1.0  # with v-prediction on a VP SDE: the mean squared error in v
+    config.objective = _choice_of_composites(OBJECTIVES, "denoising")
+    # With v-prediction on a VP SDE the mean squared error in v:
+    config.objective.denoising.weighting.edm.sigma_data = 1.0
     config.training = ConfigDict(dict(vars(TrainingOptions())))
     config.training.update(num_steps=1400, batch_size=64, learning_rate=5e-3, warmup_steps=50, beta2=0.99)
     config.training.ema_decay = 0.99
-    config.training.dequantise = True  # a density over the cells of the grey levels: what a likelihood is of
-    config.sampler = _choice(SAMPLERS, "ddim")
-    for name in samplers.names():
-        for option, registry in _parts(name).items():  # a sampler's parts are choices too
-            del config.sampler[name][option]
-            config.sampler[name][option] = _choice(registry, samplers.config(name)[option])
+    config.sampler = _choice_of_composites(SAMPLERS, "ddim")
     return config
 
 
@@ -80,10 +89,11 @@ def paper_config() -> ConfigDict:
     config = default_config()
     config.threads = 0
     config.data.name = "cifar10"
+    config.codec.grey_levels.dequantise = False
     config.denoiser.prediction = "eps"
     config.denoiser.noise_label.name = "scaled"
-    config.loss.times.name = "uniform"
-    config.loss.weighting.name = "simple"
+    config.objective.denoising.times.name = "uniform"
+    config.objective.denoising.weighting.name = "simple"
     config.training = ConfigDict(dict(vars(TrainingOptions())))
     config.training.update(num_steps=1_300_000, warmup_steps=5000, schedule="constant", flip=True)
     config.training.update(log_every=50, checkpoint_every=10_000)
@@ -125,7 +135,7 @@ def known_shape(config: ConfigDict) -> tuple[int, ...] | None:
     """Return the shape of an example of ``config.data`` where its name and options tell it; else None."""
     if config.data.name == "image_folder":
         options = config.data.image_folder
-        return options.channels, options.image_size, options.image_size
+        return options.channels, *image_sides(options.image_size)
     return {"cifar10": (3, 32, 32), "fashion_mnist": (1, 28, 28)}.get(config.data.name)
 
 
@@ -153,15 +163,28 @@ def require_data_shape(config: ConfigDict, shape: tuple[int, ...]) -> None:
     require(known in (None, shape), "data.name", config.data.name, expected)
 
 
+def build_codec(config: ConfigDict, dataset: Dataset) -> Codec:
+    """Build ``config.codec`` for a data set, on whose training split it is measured."""
+    name = config.codec.name
+    return codec_for(dataset, name, **config.codec.get(name, ConfigDict()).to_dict())
+
+
+def network_name(config: ConfigDict, shape: tuple[int, ...]) -> str:
+    """Return the name of the network for examples of a shape: the configured one, or that of their rank."""
+    name: str = config.network.name
+    return name if name != AUTO else "mlp" if len(shape) == 1 else "unet"
+
+
 def build_network(config: ConfigDict, shape: tuple[int, ...] | None = None) -> nn.Module:
-    """Build ``config.network``, convolutions in channels-last layout.
+    """Build ``config.network``, convolutions on pictures in channels-last layout.
 
     Args:
         shape: of one example; by default that of ``config.data``.
     """
     shape = shape or data_shape(config)[0]
-    network: nn.Module = _build(NETWORKS, config.network, shape=shape)
-    return network.to(memory_format=torch.channels_last)
+    name = network_name(config, shape)
+    network = NETWORKS.build(name, **{**config.network.get(name, ConfigDict()).to_dict(), "shape": shape})
+    return lay_out(network, "channels_last")
 
 
 def execute_network(config: ConfigDict, network: nn.Module, training: bool = False, exact: bool = False) -> nn.Module:
@@ -207,9 +230,10 @@ def wrap(config: ConfigDict, denoiser: AbstractDenoiser, sampler: str = "") -> A
     return denoiser
 
 
-def build_loss(config: ConfigDict) -> DenoisingScoreMatching:
-    """Build ``config.loss``."""
-    return DenoisingScoreMatching(_build(TIMES, config.loss.times), _build(WEIGHTINGS, config.loss.weighting))
+def build_objective(config: ConfigDict) -> Objective:
+    """Build ``config.objective``."""
+    name = config.objective.name
+    return OBJECTIVES.build(name, **_options(OBJECTIVES, name, config.objective))
 
 
 def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = None, **fixed: Any) -> Sampler:
@@ -233,13 +257,18 @@ def build_sampler(config: ConfigDict, name: str = "", num_steps: int | None = No
                 f"--config.sampler.{name}.rtol=1e-4"
             )
         fixed["num_steps"] = num_steps
-    options = config.sampler.get(name, ConfigDict()).to_dict()
-    parts = {option: _part(registry, options[option]) for option, registry in _parts(name).items() if option in options}
-    return SAMPLERS.build(name, **{**options, **parts, **fixed})
+    return SAMPLERS.build(name, **{**_options(SAMPLERS, name, config.sampler), **fixed})
+
+
+def _options(registry: Registry[Any], name: str, choice: ConfigDict) -> dict[str, Any]:
+    """Return the options of an entry, those that are parts as it takes them."""
+    options: dict[str, Any] = choice.get(name, ConfigDict()).to_dict()
+    parts = {option: _part(r, options[option]) for option, r in _parts(registry, name).items() if option in options}
+    return {**options, **parts}
 
 
 def _part(registry: Registry[Any], choice: str | dict[str, Any]) -> str | dict[str, Any]:
-    """Return a sampler's part as the sampler takes it: its name, and with it the options that are not their default."""
+    """Return a part as what it is a part of takes it: its name, and with it the options that are not their default."""
     if isinstance(choice, str) or choice["name"] not in registry:
         return choice if isinstance(choice, str) else choice["name"]
     default = registry.config(choice["name"])
@@ -250,21 +279,3 @@ def _part(registry: Registry[Any], choice: str | dict[str, Any]) -> str | dict[s
 def build_training(config: ConfigDict) -> TrainingOptions:
     """Build ``config.training``."""
     return TrainingOptions(**config.training.to_dict())
-
-
-def training_batch(dataset: Dataset, options: TrainingOptions, seed: int) -> BatchFn:
-    """Return ``batch(step, noise)`` for the training loop: data of a step, scaled, dequantised and flipped as asked."""
-
-    def batch(step: int, noise: NoiseStream) -> Tensor:
-        k, _ = train_batch(dataset.train, options.batch_size, seed, step)
-        if options.dequantise and dataset.levels is not None:
-            u = noise.uniform(k[0].numel(), k.device).float().reshape(k.shape)
-            x = dataset.dequantise(k, u)
-        else:
-            x = dataset.scale(k)
-        if options.flip:
-            mirrored = column(noise.uniform(1, x.device), x) < 0.5
-            x = x.flip(-1).where(mirrored, x)
-        return x
-
-    return batch

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from sde_diffusion.errors import InputError, require_plain_name
+from sde_diffusion.errors import InputError, require, require_plain_name
 
 T = TypeVar("T")
 
@@ -118,6 +118,17 @@ class Registry(Generic[T]):
                     f" its options: {', '.join(known) or 'none'}"
                 )
         return entry(**options)
+
+    def part(self, given: str | Mapping[str, Any] | T) -> T:
+        """Return a part of something else: an entry by its name, by "name" and options, or what was built already.
+
+        Raises:
+            InputError: as :meth:`build`.
+        """
+        if isinstance(given, Mapping):
+            require("name" in given, self.kind, dict(given), "a name, or a mapping of 'name' and options")
+            return self.build(**given)
+        return self.build(given) if isinstance(given, str) else given
 
 
 _REGISTRIES: list[Registry[Any]] = []

@@ -19,6 +19,13 @@ from sde_diffusion.registry import hint
 from sde_diffusion.terminal import notice
 from sde_diffusion.training.settings import CONFIG_FILE, read_settings
 
+RENAMED = {
+    "loss": "objective.denoising",
+    "denoiser.conditioning": "denoiser.noise_label",
+    "training.dequantise": "codec.grey_levels.dequantise",
+}
+"""Keys of version 0.1.0, and what they are now."""
+
 
 def chosen(config: ConfigDict) -> dict[str, Any]:
     """Return what a run stores of a whole configuration, nested, with the plug-ins that it needs."""
@@ -68,12 +75,16 @@ def load_config(workdir: Path, given: tuple[str, ...] = ()) -> ConfigDict:
 def modern(values: dict[str, Any]) -> dict[str, Any]:
     """Return a nested configuration of version 0.1.0 in the words of this one.
 
-    ``denoiser.conditioning`` is ``denoiser.noise_label``; ``sampler.NAME.clip``, if it is not 0, a static
+    What is ``RENAMED`` has its new name; ``sampler.NAME.clip``, if it is not 0, a static
     ``denoiser.thresholding`` of the samplers that have it. Of different bounds it is that of the chosen sampler.
     """
     denoiser, sampler = dict(values.get("denoiser", {})), dict(values.get("sampler", {}))
     if "conditioning" in denoiser:
         denoiser["noise_label"] = denoiser.pop("conditioning")
+    objective = {"name": "denoising", "denoising": values["loss"]} if "loss" in values else {}
+    training = dict(values.get("training", {}))
+    spread = {"dequantise": training.pop("dequantise")} if "dequantise" in training else {}
+    codec = {"grey_levels": spread} if spread else {}
     old = {name: dict(options) for name, options in sampler.items() if isinstance(options, dict) and "clip" in options}
     clips = {name: options.pop("clip") for name, options in old.items()}
     bounds = {name: clip for name, clip in clips.items() if clip}
@@ -84,8 +95,26 @@ def modern(values: dict[str, Any]) -> dict[str, Any]:
         denoiser["thresholding"] = {"name": "static", "samplers": some, "static": {"bound": bound}}
         if len(bounded) < len(bounds):
             notice(f"sampler.*.clip={bounds}: one bound is kept, {bound:g} of {', '.join(bounded)}")
-    parts = {"denoiser": denoiser, "sampler": {**sampler, **old}}
-    return {**values, **{name: part for name, part in parts.items() if part}}
+    parts = {"denoiser": denoiser, "sampler": {**sampler, **old}, "objective": objective}
+    parts |= {"training": training, "codec": codec}
+    kept = {name: value for name, value in values.items() if name != "loss"}
+    return {**kept, **{name: part for name, part in parts.items() if part}}
+
+
+def renamed(config: ConfigDict | None, error: Exception | None = None) -> str | None:
+    """Return a line on a key of version 0.1.0 that a configuration has, or that it lacked; None if there is none.
+
+    Args:
+        config: the configuration, if it could be made.
+        error: what was raised if it could not.
+    """
+    lacked = str(error).strip("'\"") if isinstance(error, (AttributeError, KeyError)) else None
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        found = config is not None and key in (config.get(section, {}) if section else config)
+        if found or key == lacked:
+            return f"config.{old} is config.{new} now; write config.{new} for it"
+    return None
 
 
 def is_choice(node: Any) -> bool:
@@ -99,8 +128,9 @@ def modern_flags(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         key, _, value = override.lstrip("-").partition("=")
         parts = key.split(".")
-        if parts[1:3] == ["denoiser", "conditioning"]:
-            found.append(override.replace("denoiser.conditioning", "denoiser.noise_label", 1))
+        old = next((old for old in RENAMED if f"{key}.".startswith(f"config.{old}.")), None)
+        if old is not None:
+            found.append(override.replace(f"config.{old}", f"config.{RENAMED[old]}", 1))
         elif len(parts) == 4 and parts[1] == "sampler" and parts[3] == "clip":
             bounded = "--config.denoiser.thresholding"
             named = [f"{bounded}.name=static", f"{bounded}.static.bound={value}", f"{bounded}.samplers=('{parts[2]}',)"]

@@ -12,7 +12,7 @@ FLOORS = {
     "errors": 0, "terminal": 0, "ops": 0, "registry": 0, "levels": 0, "types": 0, "noise": 0, "brownian": 0,
     "sdes": 1,
     "labels": 2, "predictions": 2, "denoisers": 2, "timesteps": 2, "ode": 2,
-    "reverse": 3, "analytic": 3, "losses": 3, "bounds": 3,
+    "reverse": 3, "analytic": 3, "bounds": 3,
     "likelihood": 4,
 }  # fmt: skip
 """The mathematics, by floor; all other modules of sde_diffusion are the workshop."""
@@ -63,6 +63,10 @@ def test_floors(path: Path) -> None:
     if here not in ROOF:
         assert not parts & ROOF
         assert not any(m.split(".")[0] == "samplers" for m in modules)
+    if here == "objectives":
+        assert parts <= {name for name, floor in FLOORS.items() if floor <= 3} | {"objectives"}
+    if here == "evaluation":
+        assert "objectives" not in parts
     if here in FLOORS:
         assert parts <= FLOORS.keys(), "mathematics must not need the workshop"
         assert all(FLOORS[p] <= FLOORS[here] for p in parts)

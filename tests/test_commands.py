@@ -179,7 +179,7 @@ def test_config_file_and_its_workdir(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["train", "--workdir=w", "--config.network.name=unit"], "did you mean 'unet'"),
         (["train", "--workdir=w", "--config.network.unet.channels=6"], "channels=6"),
         (["train", "--workdir=w", "--config.denoiser.prediction=noise"], "prediction='noise'"),
-        (["train", "--workdir=w", "--config.loss.weighting.name=snr"], "weighting='snr'"),
+        (["train", "--workdir=w", "--config.objective.denoising.weighting.name=snr"], "weighting='snr'"),
         (["train", "--workdir=w", "--config.sampler.name=dimm"], "did you mean 'ddim'"),
         (["train", "--workdir=w", "--device=tpu"], "device"),
         (["train", "--workdir=w", "--seed=-1"], "seed=-1"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sde_diffusion as sd
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 from sde_diffusion.errors import InputError
@@ -43,7 +44,7 @@ def test_config_builds(name: str) -> None:
     with torch.device("meta"):
         network = configuration.build_network(config)
     denoiser = configuration.build_denoiser(config, network)
-    loss = configuration.build_loss(config)
+    objective = configuration.build_objective(config)
     configuration.build_sampler(config)
     options = configuration.build_training(config)
     assert config.sde.name == CHAINS.get(variant, variant.partition("-")[0] or "vp")
@@ -55,8 +56,9 @@ def test_config_builds(name: str) -> None:
     assert (options.batch_size, options.learning_rate, options.warmup_steps) == (128, 2e-4, 5000)
     assert options.ema_decay == (0.999 if config.sde.name == "ve" else 0.9999)
     assert options.rate(options.num_steps - 1) == 2e-4
-    if config.loss.times.name == "discrete":  # trained at times, and labels, that it will be asked for
-        t, _ = loss.times(denoiser.sde, (torch.arange(1000).double() + 0.5) / 1000)
+    assert isinstance(objective, sd.DenoisingScoreMatching)
+    if config.objective.denoising.times.name == "discrete":  # trained at times, and labels, that it will be asked for
+        t, _ = objective.times(denoiser.sde, (torch.arange(1000).double() + 0.5) / 1000)
         torch.testing.assert_close(denoiser.round_t(t), t)
         label = denoiser.noise_label(denoiser.sde.at(t))
         torch.testing.assert_close(label, label.round(), atol=1e-9, rtol=0.0)
@@ -89,6 +91,26 @@ def test_bad_variants_are_one_line(name: str, message: str) -> None:
         config_file(f"{CONFIGS}/{name}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new"),
+    [
+        ("config.loss.times.name = 'uniform'", "loss", "objective.denoising"),
+        ("config['loss'] = {'times': {'name': 'uniform'}}", "loss", "objective.denoising"),
+        ("config.denoiser.conditioning.name = 'scaled'", "denoiser.conditioning", "denoiser.noise_label"),
+        ("config.denoiser.update(conditioning={'name': 'scaled'})", "denoiser.conditioning", "denoiser.noise_label"),
+    ],
+)
+def test_a_file_with_an_old_key_is_told_the_new_one(tmp_path: Path, line: str, old: str, new: str) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(
+        "from sde_diffusion.config import default_config\n\n\ndef get_config():\n"
+        f"    config = default_config()\n    {line}\n    return config\n"
+    )
+    with pytest.raises(InputError) as caught:
+        config_file(str(file))
+    assert str(caught.value) == f"config={str(file)!r}: config.{old} is config.{new} now; write config.{new} for it"
 
 
 def test_a_drive_letter_is_no_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

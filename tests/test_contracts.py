@@ -16,7 +16,7 @@ import sde_diffusion as sd
 from sde_diffusion.denoisers import counted
 from sde_diffusion.evaluation.verification import certify, gaussian_error, three_modes
 from sde_diffusion.levels import transition
-from sde_diffusion.losses import EDM, TIMES, Simple
+from sde_diffusion.objectives.weightings import EDM
 from sde_diffusion.reverse import posterior_coefficients, reverse_variance
 from sde_diffusion.sdes import SDE
 from sde_diffusion.types import NoiseFn
@@ -118,8 +118,8 @@ def test_a_network_as_it_was_just_built_starts_near_one() -> None:
     x0 = three_modes().sample(2000, torch.Generator().manual_seed(0)).float()
     for seed, sde in enumerate((sd.VPSDE(), sd.SubVPSDE(), sd.CosineVPSDE(), sd.DDPMChain.linear())):
         torch.manual_seed(seed)
-        loss = sd.DenoisingScoreMatching(TIMES.build("uniform"), Simple())
-        value, _ = loss(sd.Denoiser(MLP(), sde), x0, sd.NoiseStream(0, range(2000)))
+        loss = sd.DenoisingScoreMatching("uniform", "simple")
+        value = loss(sd.Denoiser(MLP(), sde), x0, sd.NoiseStream(0, range(2000)))
         assert 0.8 < float(value.mean()) < 1.3
 
 
@@ -143,7 +143,7 @@ def test_edm_is_karras_preconditioning(sde: SDE) -> None:
         torch.testing.assert_close(p.x0, expected)
         torch.testing.assert_close(alpha * p.x0 + sigma * p.eps, x)
     x0, eps = torch.randn(2, 5, 3, dtype=torch.float64)
-    loss = sd.DenoisingScoreMatching(TIMES.build("uniform"), EDM(sigma_data=0.7)).at(denoiser, x0, t, eps)
+    loss = sd.DenoisingScoreMatching("uniform", EDM(sigma_data=0.7)).at(denoiser, x0, t, eps)
     x = alpha * x0 + sigma * eps
     target = (x0 - s2 / (rho**2 + s2) * x / alpha) / (rho * 0.7 / (rho**2 + s2).sqrt())
     f = torch.sin(x / alpha / (s2 + rho**2).sqrt())
@@ -155,17 +155,17 @@ def test_edm_trains() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 1))
     denoiser = sd.Denoiser(lambda x, label: net(torch.cat([x, label[:, None]], dim=1)), sd.VESDE(), "edm")
-    loss = sd.DenoisingScoreMatching(TIMES.build("log_normal"), EDM())
+    loss = sd.DenoisingScoreMatching("log_normal", "edm")
     optimizer, law = torch.optim.Adam(net.parameters(), 5e-3), sd.Gaussian([0.4], [[0.09]])
     values, exact = [], []
     for step in range(300):
         x0 = law.sample(256, torch.Generator().manual_seed(step)).float()
-        value = loss(denoiser, x0, sd.NoiseStream(step, range(256)))[0].mean()
+        value = loss(denoiser, x0, sd.NoiseStream(step, range(256))).mean()
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         values.append(float(value.detach()))
-        exact.append(float(loss(law.denoiser(denoiser.sde), x0, sd.NoiseStream(step, range(256)))[0].mean()))
+        exact.append(float(loss(law.denoiser(denoiser.sde), x0, sd.NoiseStream(step, range(256))).mean()))
     assert sum(values[:50]) > 1.1 * sum(exact[:50])
     assert sum(values[-50:]) < 1.03 * sum(exact[-50:])
     x = samplers.build("heun", num_steps=18, grid="karras").draw(denoiser, (2000, 1)).x

@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sde_diffusion as sd
 from sde_diffusion.commands.main import main
+from sde_diffusion.config import build_objective
 from sde_diffusion.evaluation.sweep import read_rows
+from sde_diffusion.objectives.times import Uniform
+from sde_diffusion.objectives.weightings import EDM
 from sde_diffusion.records import read_record
+from sde_diffusion.stored_config import load_config
 from sde_diffusion.training import checkpoints
 
 EARLY = Path(__file__).parent / "data" / "early_run"
@@ -40,6 +45,27 @@ def test_it_is_trained_on(early: Path) -> None:
     assert run("train", early, *more) == 0
     assert checkpoints.read(early).step == 5
     assert read_record(early / "config.json")["config"]["training"]["batch_size"] == 8
+
+
+def test_its_loss_is_an_objective(early: Path) -> None:
+    """``loss``, of what it stores and of flags, is read as the objective that it was, and stored by its new name."""
+    stored = read_record(early / "config.json")["config"]["loss"]
+    config = load_config(early)
+    assert config.objective.name == "denoising"
+    assert config.objective.denoising.to_dict() == stored
+    objective = build_objective(config)
+    assert isinstance(objective, sd.DenoisingScoreMatching)
+    assert (objective.times, objective.weighting) == (Uniform(t_min=1e-5), EDM(sigma_data=1.0))
+    flags = [
+        "--config.loss.weighting=simple",
+        "--config.loss.times.uniform.t_min=0.01",
+        "--config.training.num_steps=5",
+    ]
+    assert run("train", early, "--device=cpu", *flags) == 0
+    now = read_record(early / "config.json")["config"]
+    assert "loss" not in now
+    assert now["objective"]["denoising"]["weighting"]["name"] == "simple"
+    assert now["objective"]["denoising"]["times"] == {"name": "uniform", "uniform": {"t_min": 0.01}}
 
 
 def test_it_is_swept_scored_and_reported(early: Path) -> None:

@@ -227,7 +227,8 @@ def test_broken_score_file_is_named(trained: Path, capsys: pytest.CaptureFixture
 def test_bound_of_ddpm_visits_every_training_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of discrete time with N = 40: terms at all indices, labels whole numbers, the flow from index 0 on."""
     chain = ("--config=configs/digits.py:ddpm", "--config.sde.ddpm.num_train_steps=40", "--config.training.num_steps=2")
-    discrete = [f"--config.{name}.discrete.num_train_steps=40" for name in ("denoiser.noise_label", "loss.times")]
+    told = ("denoiser.noise_label", "objective.denoising.times")
+    discrete = [f"--config.{name}.discrete.num_train_steps=40" for name in told]
     monkeypatch.chdir(Path(__file__).parents[1])
     assert main(["train", f"--workdir={tmp_path}", "--quiet", "--device=cpu", *chain, *discrete]) == 0
     flags = ("--num_images=2", "--bound_grid=indices", "--bound_steps=40", f"--t_min={1 / 40}", "--variance=beta")

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import sde_diffusion as sd
 from sde_diffusion import plugins, registry
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation.sweep import read_rows
+from sde_diffusion.objectives import OBJECTIVES, TIMES
 from sde_diffusion.records import read_record
 from tests.test_commands import refused, trained
 from tests.test_training import SMALL
@@ -20,7 +24,7 @@ from tests.test_training import SMALL
 __all__ = ["trained"]
 
 OUTSIDE = Path(__file__).parent / "outside"
-"""One file each: a sampler with memory, an SDE, a network, guidance, a metric."""
+"""One file each: a sampler with memory, an SDE, a network, guidance, an objective, a metric."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +45,7 @@ def forget() -> None:
                 table.pop(name, None)
 
 
-CHOSEN = ["--config.sde.name=own_sde", "--config.network.name=own_network", "--config.sampler.name=own_sampler"]
+CHOSEN = [f"--config.{part}.name=own_{part}" for part in ("sde", "network", "sampler", "objective")]
 
 
 def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +57,13 @@ def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.Monke
     names = ",".join(path.name for path in sorted(own.glob("own_*.py")))
     monkeypatch.chdir(own)
     steps = ["--config.training.num_steps=2", "--config.network.own_network.width=24"]
+    steps += [f"--config.objective.own_objective.{option}" for option in ("c=0.5", "times=uniform")]
     flags = [flag for flag in SMALL if "unet" not in flag]
     assert main(["train", "--workdir=run", f"--plugins={names}", *flags, *steps, *CHOSEN]) == 0
     stored = read_record(own / "run" / "config.json")["config"]
     assert stored["network"] == {"name": "own_network", "own_network": {"width": 24}}
+    objective = {"c": 0.5, "times": {"name": "uniform", "uniform": TIMES.config("uniform")}}
+    assert stored["objective"] == {"name": "own_objective", "own_objective": objective}
     assert {Path(name).name for name in stored["plugins"]} == set(names.split(","))
     forget()
     (tmp_path / "elsewhere").mkdir()
@@ -87,6 +94,36 @@ def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.Monke
     verify = ["verify", f"--plugins={own / 'own_sampler.py'},{own / 'own_sde.py'}", "--sampler=own_sampler", "--quiet"]
     for sde in ("vp", "own_sde"):
         assert main([*verify, f"--sde={sde}"]) == 0
+
+
+def test_an_objective_is_found_again_and_resumed_exactly(tmp_path: Path) -> None:
+    """Trained in two parts, the second without a word of the plug-in, a run has the weights of an uninterrupted one."""
+    own = f"--plugins={OUTSIDE / 'own_objective.py'}"
+    flags = [*SMALL, own, "--config.objective.name=own_objective", "--config.objective.own_objective.c=0.5"]
+    whole, parts, other = (tmp_path / name for name in ("whole", "parts", "other"))
+    assert main(["train", f"--workdir={whole}", *flags, "--config.training.num_steps=4"]) == 0
+    assert main(["train", f"--workdir={parts}", *flags, "--config.training.num_steps=2"]) == 0
+    forget()
+    more = ["--quiet", "--device=cpu", "--config.training.num_steps=4"]
+    assert main(["train", f"--workdir={parts}", *more]) == 0
+    assert main(["train", f"--workdir={other}", *SMALL, "--config.training.num_steps=4"]) == 0
+    weights = [load_file(w / "checkpoints" / "step_00000004" / "network.safetensors") for w in (whole, parts, other)]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    assert not all(torch.equal(weights[2][name], tensor) for name, tensor in weights[0].items())
+
+
+def test_an_objective_of_ones_own_is_the_squared_error_where_it_is_small() -> None:
+    """√(e² + c²) − c = e²/(2c) (1 − e²/(4c²) …), and with equal streams the times and noises are the same ones.
+
+    With c = 1,000 and e² below 40 the series is off by 1e-5; numbers near c are rounded to 1e-13, 2c/2 times that here.
+    """
+    plugins.load([str(OUTSIDE / "own_objective.py")])
+    own = OBJECTIVES.build("own_objective", times={"name": "uniform", "t_min": 1e-3}, c=1e3)
+    squared = sd.DenoisingScoreMatching({"name": "uniform", "t_min": 1e-3}, "simple")
+    law = sd.Gaussian([0.0, 1.0], 0.3 * torch.eye(2))
+    x, denoiser = law.sample(64), law.denoiser(sd.VPSDE())
+    found, expected = (objective(denoiser, x, sd.NoiseStream(0, range(64))) for objective in (own, squared))
+    torch.testing.assert_close(2e3 * found / 2, expected, rtol=1e-5, atol=1e-9)  # the mean over 2 components
 
 
 def test_rows_without_a_new_metric_are_measured_anew(
@@ -200,6 +237,13 @@ RECIPES = {
     "a sampler": ["verify", "--sampler=my_sampler", "--sde=vp"],
     "an SDE": ["verify", "--sde=my_sde", "--sampler=heun"],
     "a network": ["train", *SMALL, "--config.network.name=my_network", "--config.training.num_steps=2"],
+    "an objective": [
+        "train",
+        *SMALL,
+        "--config.objective=my_objective",
+        "--config.objective.my_objective.times=uniform",
+        "--config.training.num_steps=2",
+    ],
     "guidance": ["sample", "--config.guidance.name=my_guidance", "--steps=2", "--num_samples=2"],
     "a metric": ["benchmark", "--samplers=ddim", "--steps=2", "--num_samples=70"],
 }

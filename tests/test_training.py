@@ -159,7 +159,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
         "--config.training.num_steps=400",
     ]
     flags += [
-        "--config.loss.weighting.name=simple",
+        "--config.objective.denoising.weighting.name=simple",
         "--config.training.learning_rate=3e-3",
         "--config.training.batch_size=128",
     ]
@@ -175,7 +175,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 def test_every_sde_trains_from_flags(tmp_path: Path, sde: str) -> None:
     flags = [f"--config.sde.name={sde}", "--config.training.num_steps=2", "--config.denoiser.sigma_data=0.5"]
     if sde == "ddpm":
-        flags += ["--config.loss.times.name=discrete", "--config.denoiser.noise_label.name=discrete"]
+        flags += ["--config.objective.denoising.times.name=discrete", "--config.denoiser.noise_label.name=discrete"]
     assert train(tmp_path, *flags, "--config.training.flip=True", "--config.training.dequantise=True") == 0
     assert main(["sample", f"--workdir={tmp_path}", "--steps=2", "--num_samples=2", "--quiet", "--device=cpu"]) == 0
 

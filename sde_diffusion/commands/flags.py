@@ -17,7 +17,7 @@ from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
-from sde_diffusion.stored_config import complete, differences, is_choice, load_config, modern_flags
+from sde_diffusion.stored_config import complete, differences, is_choice, load_config, modern_flags, renamed
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
@@ -158,7 +158,10 @@ def config_file(path: str) -> ConfigDict:
     except InputError as error:
         raise InputError(f"config={path!r}: {error}") from None
     except Exception as error:  # whatever a person's file raises
-        raise InputError(f"config={path!r}: cannot be read: {type(error).__name__}: {error}") from None
+        reason = renamed(None, error) or f"cannot be read: {type(error).__name__}: {error}"
+        raise InputError(f"config={path!r}: {reason}") from None
+    if old := renamed(config):
+        raise InputError(f"config={path!r}: {old}")
     config.plugins = tuple(plugins.stored_name(name, Path(file).parent) for name in config.plugins)
     plugins.load(config.plugins)
     return complete(config)

@@ -62,7 +62,7 @@ def train_run(
     names = _require_conditions(network, dataset, options)
     executed = configuration.execute_network(config, network, training=True)
     denoiser = configuration.build_denoiser(config, executed, sde)
-    loss = configuration.build_loss(config)
+    objective = configuration.build_objective(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
     size = sum(p.numel() for p in network.parameters())
     told = f", told {', '.join(names)}" if names else ""
@@ -80,7 +80,7 @@ def train_run(
         say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
         return
     batch = TrainingBatches(dataset, codec, options, config.seed, names)
-    train(workdir, denoiser, state, loss, batch, options, config.seed, settings, quiet)
+    train(workdir, denoiser, state, objective, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
 
 
@@ -153,7 +153,7 @@ def fit(
     config.denoiser.prediction = prediction
     config.training = ConfigDict({**vars(TrainingOptions()), "num_steps": steps, **training})
     if prediction == "eps":
-        config.loss.weighting.name = "simple"
+        config.objective.denoising.weighting.name = "simple"
     if sde is not None:
         merge(config, {"sde": describe_sde(sde)}, Path("sde"))
     dataset = None if isinstance(data, str) else as_dataset(data)

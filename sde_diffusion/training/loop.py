@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.denoisers import Denoiser
+from sde_diffusion.data import Examples
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import write_atomically
-from sde_diffusion.losses import DenoisingScoreMatching
 from sde_diffusion.noise import NoiseStream
+from sde_diffusion.objectives import Objective
 from sde_diffusion.records import as_line, read_lines
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.muon import Muon
 
-BatchFn = Callable[[int, NoiseStream], Tensor]
-"""``batch(step, noise)`` returns the data of a step in model space, (batch_size, *), on the training device."""
+BatchFn = Callable[[int, NoiseStream], Examples]
+"""``batch(step, noise)`` returns the examples of a step in model space, and what they are conditioned on."""
 
 LOG = "train.jsonl"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
@@ -44,7 +44,8 @@ class TrainingOptions:
         grad_clip: largest norm of the gradient; 0 leaves it.
         ema_decay: decay of the averaged weights.
         flip: mirror half of the pictures.
-        dequantise: add uniform noise of one grey level to the data.
+        label_dropout: share of the classes that a network with classes is not told, so that it also learns what there is
+            without; what guidance needs.
         log_every: steps between log lines; the loss is looked at then.
         checkpoint_every: steps between checkpoints.
         keep: number of checkpoints kept.
@@ -61,7 +62,7 @@ class TrainingOptions:
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     flip: bool = False
-    dequantise: bool = False
+    label_dropout: float = 0.1
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 2
@@ -74,6 +75,7 @@ class TrainingOptions:
         require_float("beta2", self.beta2, 0.0, 1.0)
         require_float("weight_decay", self.weight_decay, 0.0)
         require_float("grad_clip", self.grad_clip, 0.0)
+        require_float("label_dropout", self.label_dropout, 0.0, 1.0)
         require_float("ema_decay", self.ema_decay, 0.0, 1.0)
         require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, "'adamw' or 'muon'")
         require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
@@ -137,9 +139,9 @@ class TrainingLog:
 
 def train(
     workdir: Path,
-    denoiser: Denoiser,
+    model: nn.Module,
     state: TrainingState,
-    loss: DenoisingScoreMatching,
+    objective: Objective,
     batch: BatchFn,
     options: TrainingOptions,
     seed: int,
@@ -150,7 +152,8 @@ def train(
 
     Args:
         workdir: receives ``train.jsonl``, TensorBoard's files and the checkpoints.
-        denoiser: around ``state.network``.
+        model: what the objective is given, around ``state.network``.
+        objective: what is made small.
         seed: of data order, times, noise and dropout.
         settings: what the run is (:mod:`sde_diffusion.training.settings`), stored with every checkpoint.
         quiet: no progress bar.
@@ -166,7 +169,7 @@ def train(
     state.network.train()
     try:
         while state.step < options.num_steps:
-            recent.append(_step(denoiser, state, loss, batch, options, seed))
+            recent.append(_step(model, state, objective, batch, options, seed))
             save = state.step == options.num_steps or state.step % options.checkpoint_every == 0
             if save or state.step % options.log_every == 0:
                 mean = _mean_loss(recent, state.step, workdir)
@@ -182,9 +185,9 @@ def train(
 
 
 def _step(
-    denoiser: Denoiser,
+    model: nn.Module,
     state: TrainingState,
-    loss: DenoisingScoreMatching,
+    objective: Objective,
     batch: BatchFn,
     options: TrainingOptions,
     seed: int,
@@ -195,11 +198,10 @@ def _step(
     first = step * options.batch_size
     # Streams of training and of sampling under one seed are kept apart by the offset.
     noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
-    x0 = batch(step, noise)
-    if device.type == "cuda":
-        x0 = x0.pin_memory()  # so that the copy does not wait for the device
-    losses, _ = loss(denoiser, x0.to(device, non_blocking=True), noise)
-    value = losses.mean()
+    examples = batch(step, noise)
+    x = _to(device, examples.x)
+    given = {name: _to(device, values) for name, values in examples.conditions.items()}
+    value = objective(model, x, noise, **given).mean()
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     if options.grad_clip:
@@ -210,6 +212,11 @@ def _step(
     state.ema.update(state.network)
     state.step = step + 1
     return value.detach()
+
+
+def _to(device: torch.device, x: Tensor) -> Tensor:
+    """Bring a batch to the device, without waiting for it."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def _mean_loss(recent: list[Tensor], step: int, workdir: Path) -> float:

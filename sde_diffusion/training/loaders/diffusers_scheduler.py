@@ -41,13 +41,13 @@ def read_diffusion(path: Path, scheduler: dict[str, Any], fourier: bool) -> dict
     chain = _chain(path, scheduler)
     build(path, SDES, "ddpm", **chain)
     discrete = {"num_train_steps": len(chain["betas"]) if "betas" in chain else chain["num_train_steps"]}
-    label = {"name": "discrete", "discrete": discrete}
+    label = times = {"name": "discrete", "discrete": discrete}
     variance = "beta" if str(scheduler.get("variance_type")).startswith("fixed_large") else "posterior"
     denoiser = {"prediction": PREDICTIONS[prediction], "sigma_data": 0.0, "noise_label": label}
     return {
         "sde": {"name": "ddpm", "ddpm": chain},
         "denoiser": {**denoiser, "thresholding": thresholding(path, scheduler)},
-        "loss": {"times": {"name": "discrete", "discrete": discrete}, "weighting": {"name": "simple"}},
+        "objective": {"name": "denoising", "denoising": {"times": times, "weighting": {"name": "simple"}}},
         "sampler": {"ancestral": {"variance": variance}},
     }
 

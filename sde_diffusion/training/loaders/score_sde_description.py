@@ -129,5 +129,5 @@ def read_description(path: Path) -> dict[str, Any]:
         "network": _network(described),
         "sde": sde,
         "denoiser": {"prediction": "eps", "sigma_data": 0.0, "noise_label": label},
-        "loss": {"times": times, "weighting": {"name": "simple"}},
+        "objective": {"name": "denoising", "denoising": {"times": times, "weighting": {"name": "simple"}}},
     }

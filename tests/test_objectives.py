@@ -11,7 +11,9 @@ from scipy import stats
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.losses import TIMES, WEIGHTINGS, Likelihood, Simple, Uniform
+from sde_diffusion.objectives import OBJECTIVES, TIMES, WEIGHTINGS
+from sde_diffusion.objectives.times import Uniform
+from sde_diffusion.objectives.weightings import EDM, Likelihood, Simple
 from sde_diffusion.predictions import VIEWS
 from sde_diffusion.sdes import SDE
 from tests.conftest import time
@@ -139,10 +141,28 @@ def test_call_draws_each_example_from_its_stream() -> None:
     law, sde = sd.Gaussian([0.0, 0.0], torch.eye(2)), sd.VPSDE()
     denoiser, x0 = as_prediction(law, sde, "eps", 0.1), law.sample(6)
     loss = sd.DenoisingScoreMatching(Uniform(), Simple())
-    whole, t = loss(denoiser, x0, sd.NoiseStream(3, range(6)))
-    part, _ = loss(denoiser, x0[2:4], sd.NoiseStream(3, range(2, 4)))
+    whole = loss(denoiser, x0, sd.NoiseStream(3, range(6)))
+    part = loss(denoiser, x0[2:4], sd.NoiseStream(3, range(2, 4)))
     torch.testing.assert_close(whole[2:4], part)
-    assert t.shape == (6,)
+    assert whole.shape == (6,)
+
+
+def test_parts_by_name_by_options_and_as_objects() -> None:
+    """The same objective, whichever way it is told its parts, draws the same losses."""
+    law = sd.Gaussian([0.0, 0.0], torch.eye(2))
+    denoiser, x = law.denoiser(sd.VPSDE()), law.sample(6)
+    told = [
+        sd.DenoisingScoreMatching(Uniform(), EDM(sigma_data=0.5)),
+        sd.DenoisingScoreMatching("uniform", "edm"),
+        sd.DenoisingScoreMatching({"name": "uniform"}, {"name": "edm", "sigma_data": 0.5}),
+    ]
+    first, *others = (objective(denoiser, x, sd.NoiseStream(0, range(6))) for objective in told)
+    assert all(torch.equal(other, first) for other in others)
+
+
+def test_a_network_is_no_denoiser() -> None:
+    with pytest.raises(sd.InputError, match="model=Linear: expected a denoiser; wrap a network"):
+        sd.DenoisingScoreMatching()(torch.nn.Linear(2, 2), torch.zeros(3, 2), sd.NoiseStream(0, range(3)))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +173,9 @@ def test_call_draws_each_example_from_its_stream() -> None:
         (WEIGHTINGS, "simpel", {}, "did you mean 'simple'"),
         (TIMES, "uniform", {"t_min": 0.0}, "t_min=0.0"),
         (TIMES, "discrete", {"num_train_steps": 1.5}, "num_train_steps=1.5"),
+        (OBJECTIVES, "denoising", {"times": "unifrom"}, "time distribution='unifrom': unknown; did you mean"),
+        (OBJECTIVES, "denoising", {"weighting": {"sigma_data": 1.0}}, "expected a name, or a mapping of 'name'"),
+        (OBJECTIVES, "denoising", {"weighting": {"name": "edm", "sigma": 1.0}}, "did you mean 'sigma_data'"),
     ],
 )
 def test_bad_input(registry: sd.registry.Registry[object], name: str, options: dict[str, object], match: str) -> None:
