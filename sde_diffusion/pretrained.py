@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -19,12 +20,22 @@ from sde_diffusion.training.loaders import LOADERS, Pretrained
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: the weights, a whole configuration of ours, and shape and grey levels of the data."""
+    """What was read.
+
+    Attributes:
+        pretrained: the weights.
+        config: a whole configuration of ours.
+        about: what a run stores of its data: shape and grey levels, and where it was one of ours, codec and names.
+    """
 
     pretrained: Pretrained
     config: ConfigDict
-    shape: tuple[int, ...]
-    levels: int | None
+    about: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.about["shape"])
 
     def network(self, averaged: bool = True) -> torch.nn.Module:
         """Build the network with its weights.
@@ -68,16 +79,19 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
 
     values = modern({key: value for key, value in pretrained.config.items() if key != "data"})
     data = dict(pretrained.config["data"])
-    shape, levels = tuple(data.pop("shape")), data.pop("levels")
+    about = {key: data.pop(key) for key in ("shape", "levels", "codec", "class_names", "columns") if key in data}
+    about["shape"] = list(about["shape"])
+    shape = tuple(about["shape"])
     resolved = ConfigDict(config.to_dict())
     merge(resolved, values, path)
     if resolved.data == configuration.default_config().data:  # nobody has chosen other data
         merge(resolved, {"data": data}, path)
         if configuration.known_shape(resolved) != shape and "name" not in data:
             resolved.data.name = "image_folder"
-            resolved.data.image_folder.update(channels=shape[0], image_size=shape[1])
+            resolved.data.image_folder.channels = shape[0]
+            resolved.data.image_folder.image_size = shape[1] if shape[1] == shape[2] else shape[1:]
     configuration.require_data_shape(resolved, shape)
-    return Source(pretrained, resolved, shape, levels)
+    return Source(pretrained, resolved, about)
 
 
 def load_pretrained(

@@ -40,8 +40,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     ema, step = EMA(source.network(), options.ema_decay), source.pretrained.step
     ema.updates = step
     facts = provenance(seed=source.config.seed, source=source.pretrained.source)
-    data = {"shape": list(source.shape), "levels": source.levels}
-    settings = {"config": chosen(source.config), "data": data, "provenance": facts}
+    settings = {"config": chosen(source.config), "data": source.about, "provenance": facts}
     state = TrainingState(network, ema, make_optimizer(network, options), step)
     with new_folder(workdir) as part:
         checkpoints.save(part, state, keep=1, settings=settings)

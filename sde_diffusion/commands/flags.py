@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 import sde_diffusion.config as default_file
 from sde_diffusion import plugins
+from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.config import default_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.registry import hint
@@ -20,6 +21,9 @@ from sde_diffusion.runs.run import Run
 from sde_diffusion.stored_config import complete, differences, is_choice, load_config, modern_flags, renamed
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
+
+BY_DATA = {"config.network": ("unet", "mlp"), "config.codec": ("grey_levels", "standardised")}
+"""What "auto" chooses from."""
 
 
 def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> None:
@@ -96,6 +100,7 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         require(key != "config.plugins", "argument", override, "plug-ins before all else", "give --plugins=FILE,module")
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
     overrides = [_by_name(config, override) for override in overrides]
+    _require_chosen(config, overrides, against=values.against if "against" in values else "")
     try:
         holder = flags.FlagValues()
         config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *overrides])
@@ -111,7 +116,8 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         torch.set_num_threads(config.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     for flag, low in (("num_samples", 1), ("batch_size", 1), ("steps", 1)):
-        if flag in values and values[flag].value is not None and not isinstance(values[flag].value, list):
+        known = (None, values[flag].default) if flag in values else ()
+        if flag in values and values[flag].value not in known and not isinstance(values[flag].value, list):
             require_int(flag, values[flag].value, low)
     return config
 
@@ -174,6 +180,32 @@ def _by_name(config: ConfigDict, override: str) -> str:
     for part in key.lstrip("-").split(".")[1:]:
         node = node[part] if isinstance(node, ConfigDict) else None
     return f"{key}.name={value}" if is_choice(node) else override
+
+
+def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) -> None:
+    """Refuse an option of an entry that is not the chosen one, which would never be read.
+
+    Samplers are the exception: commands choose among them.
+
+    Args:
+        against: a second data set of the command.
+
+    Raises:
+        InputError: names the choice that goes with the option.
+    """
+    values = dict(override.lstrip("-").split("=", 1) for override in overrides)
+    for key, value in values.items():
+        parts = key.split(".")
+        node: ConfigDict = config
+        for depth, part in enumerate(parts[1:-1], start=1):
+            choice, node = node, node[part]
+            if depth == 1 or not is_choice(choice) or parts[1] == "sampler" or (parts[1] == "data" and part == against):
+                continue
+            where = ".".join(parts[:depth])
+            chosen = values.get(f"{where}.name", choice.name).strip("'\"")
+            expected = f"an option of {chosen!r}, which {where} is"
+            ok = part in (BY_DATA.get(where, ()) if chosen == AUTO else (chosen,))
+            require(ok, f"--{key}", value, expected, f"give --{where}={part} too")
 
 
 def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
