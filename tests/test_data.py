@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.data import DATASETS, Dataset, torchvision_sets, train_batch
+from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
 from sde_diffusion.errors import InputError
 
 TOYS = ["mixture", "swiss_roll", "two_moons"]
+IMAGES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+VECTORS = torch.zeros(3, 2)
 
 
 def refused(*words: str) -> Any:
@@ -69,9 +71,144 @@ def test_describe_says_shape_levels_scaling_and_splits() -> None:
     for part in ("digits", "1×8×8", "17 grey levels", "[−1, 1]", "1347 train", "450 test"):
         assert part in line
     line = DATASETS.build("two_moons", num_samples=500).describe()
-    for part in ("two_moons", "2-dimensional", "continuous", "500 train", "500 test"):
+    for part in ("two_moons", "2-dimensional vectors", "continuous", "500 train", "500 test"):
         assert part in line
     assert "\n" not in line
+
+
+def continuous(*shape: int) -> Dataset:
+    """Four examples in which all columns have mean 0 and standard deviation 1."""
+    x = torch.tensor([-1.0, 1.0, -1.0, 1.0]).reshape(4, *[1] * len(shape)).expand(4, *shape).contiguous()
+    return Dataset("mine", x, x.clone(), levels=None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "noun", "words"),
+    [
+        ((5,), "vectors", "5-dimensional vectors"),
+        ((2, 9), "series", "series 2×9"),
+        ((2, 3, 4), "examples", "examples 2×3×4"),
+        ((1, 3, 4, 5), "volumes", "volumes 1×3×4×5"),
+        ((1, 3, 4, 5, 6), "examples", "examples 1×3×4×5×6"),
+    ],
+)
+def test_noun_and_description_depend_on_the_rank(shape: tuple[int, ...], noun: str, words: str) -> None:
+    data = continuous(*shape)
+    assert data.noun == noun
+    assert f"mine: {words}; continuous, " in data.describe()
+    assert grey_ramp(4).noun == "images"
+
+
+def test_describe_tells_moments_of_one_column_and_ranges_of_several() -> None:
+    one = continuous(1)
+    assert "continuous, mean 0, standard deviation 1; 4 train" in one.describe()
+    several = one.train * torch.tensor([0.1, 50.0, 2.0]) + torch.tensor([-3.0, 0.5, 100.0])
+    line = Dataset("mine", several, several, None).describe()
+    assert "continuous, means −3 to 100, standard deviations 0.1 to 50; 4 train" in line
+    assert "as they are" not in line
+    channels = several[:, :2, None].expand(4, 2, 6)  # one mean for each channel of a series
+    assert "means −3 to 0.5, standard deviations 0.1 to 50" in Dataset("mine", channels, channels, None).describe()
+
+
+def test_describe_tells_classes_conditions_and_note() -> None:
+    classes, age = (torch.tensor([0, 2, 1]), torch.tensor([0, 0, 0])), (torch.zeros(3), torch.ones(3))
+    known = {"age": age, "classes": classes}
+    data = Dataset("mine", VECTORS, VECTORS, None, known, note="made by hand")
+    assert data.describe().endswith("; 3 classes; condition age; made by hand; 3 train, 3 test")
+    data = Dataset("mine", VECTORS, VECTORS, None, {"age": age, "angle": age})
+    assert data.describe().endswith("; conditions age, angle; 3 train, 3 test")
+    data = Dataset("mine", VECTORS, VECTORS, None, {"classes": (classes[1], classes[1])})
+    assert "; 1 class; 3 train" in data.describe()
+    assert "class" not in grey_ramp(2).describe()
+
+
+# Examples and conditions
+
+
+def test_examples_are_picked_with_all_that_is_known_of_them() -> None:
+    x = torch.arange(12.0).reshape(6, 2)
+    examples = Examples(x, {"classes": torch.arange(6), "place": x[:, :1] * 10})
+    assert len(examples) == 6
+    for which in (slice(1, 5, 2), torch.tensor([4, 0, 4])):
+        picked = examples[which]
+        assert torch.equal(picked.x, x[which])
+        assert torch.equal(picked.conditions["classes"], picked.x[:, 0].long() // 2)
+        assert torch.equal(picked.conditions["place"], picked.x[:, :1] * 10)
+    assert Examples(x).conditions == {}
+    for wrong, words in ((2, "int"), (torch.tensor(2), "()"), (torch.ones(6), "float32"), (x > 3.0, "bool")):
+        with refused("which=", words, "a slice, or indices (B,)"):
+            examples[wrong]  # type: ignore[index]
+    with refused("condition 'age' length=5", "6, one for each example"):
+        Examples(x, {"age": torch.zeros(5)})
+
+
+def test_split_gives_examples_and_their_conditions() -> None:
+    classes = torch.tensor([1, 0, 1]), torch.tensor([0, 3])
+    data = Dataset("mine", VECTORS, VECTORS[:2] + 1.0, None, {"classes": classes})
+    for split, x, c in (("train", data.train, classes[0]), ("test", data.test, classes[1])):
+        assert data.split(split).x is x
+        assert data.split(split).conditions == {"classes": c}
+    with refused("split='tests'", "'train' or 'test'"):
+        data.split("tests")
+
+
+def test_number_of_classes_is_that_of_names_or_covers_both_splits() -> None:
+    assert Dataset("mine", VECTORS, VECTORS, None).num_classes == 0
+    for classes in (
+        (torch.tensor([1, 0, 1]), torch.tensor([0, 3, 0])),
+        (torch.tensor([1, 3, 1]), torch.zeros(3).long()),
+    ):
+        assert Dataset("mine", VECTORS, VECTORS, None, {"classes": classes}).num_classes == 4
+    assert Dataset("mine", VECTORS, VECTORS, None, {"classes": classes}, class_names=tuple("abcdef")).num_classes == 6
+
+
+@pytest.mark.parametrize(
+    ("conditions", "options", "words"),
+    [
+        ({"age": (torch.zeros(4), torch.zeros(3))}, {}, ("bad.train age length=4", "3, one for each")),
+        ({"age": (torch.zeros(3), torch.zeros(2))}, {}, ("bad.test age length=2", "3, one for each")),
+        ({"age": (torch.tensor(1.0), torch.zeros(3))}, {}, ("bad.train age length=None", "3, one for each")),
+        ({"age": (torch.zeros(3), torch.full((3,), math.nan))}, {}, ("bad.test age NaN or infinite values=3", "none")),
+        ({"age": (torch.zeros(3), torch.zeros(3, 1))}, {}, ("bad.test age shape", "3, 1", "like (3,)")),
+        ({"age": (torch.zeros(3), torch.zeros(3).long())}, {}, ("bad.test age shape and dtype", "int64", "float32")),
+        ({"a b": (torch.zeros(3),) * 2}, {}, ("bad.train condition='a b'", "a name like a variable's")),
+        ({"x": (torch.zeros(3),) * 2}, {}, ("bad.train condition='x'", "none of x, t")),
+        ({"classes": (torch.zeros(3),) * 2}, {}, ("bad.train classes dtype=torch.float32", "whole numbers from 0")),
+        ({"classes": (torch.zeros(3, 1).long(),) * 2}, {}, ("bad.train classes shape=(3, 1)", "(3,), one class for")),
+        ({"classes": (torch.arange(3), torch.arange(3) - 1)}, {}, ("bad.test classes minimum=-1", "numbers from 0")),
+        ({"classes": (torch.arange(2), torch.arange(3))}, {}, ("bad.train classes length=2", "3, one for each")),
+        (
+            {"classes": (torch.arange(3), torch.arange(3))},
+            {"class_names": ("a", "b")},
+            ("bad.train classes maximum=2", "below 2, the number of class names"),
+        ),
+        ({}, {"class_names": ("a", "b")}, ("bad class_names=('a', 'b')", "no classes")),
+        ({}, {"columns": ("a", "b", "c")}, ("bad.train number of columns' names=3", "2, one for each component")),
+    ],
+)
+def test_dataset_refuses_conditions_and_names_that_do_not_fit(
+    conditions: dict[str, tuple[torch.Tensor, torch.Tensor]], options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with refused(*words):
+        Dataset("bad", VECTORS, VECTORS, None, conditions, **options)
+
+
+def test_columns_are_those_of_vectors() -> None:
+    with refused("bad.train number of columns' names=1", "only vectors have columns"):
+        Dataset("bad", IMAGES, IMAGES, 256, columns=("grey",))
+    assert Dataset("mine", VECTORS, VECTORS, None, columns=("age", "height")).columns == ("age", "height")
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_the_first_column_or_channel_with_nan_is_named(broken: float) -> None:
+    x = torch.zeros(5, 3)
+    x[1:3, 1] = x[0, 2] = broken
+    for columns, which in (((), "number 1 (counted from 0), with 2"), (("age", "height", "mass"), "'height', with 2")):
+        with refused("bad.train NaN or infinite values=3", f"the first column that has them is {which};"):
+            Dataset("bad", x, torch.zeros(5, 3), None, columns=columns)
+    series = x.reshape(5, 3, 1).repeat(1, 1, 2)
+    with refused("bad.test NaN or infinite values=6", "the first channel that has them is number 1", "with 4;"):
+        Dataset("bad", torch.zeros(5, 3, 2), series, None)
 
 
 # Scaling and dequantisation
@@ -159,10 +296,6 @@ def test_maps_refuse_wrong_shapes_types_and_nan() -> None:
             digits.unscale(x)
         with refused("x NaN or infinite values=1"):
             digits.to_uint8(x)
-
-
-IMAGES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-VECTORS = torch.zeros(3, 2)
 
 
 @pytest.mark.parametrize(
