@@ -54,7 +54,7 @@ def grey_ramp(levels: int) -> Dataset:
 def test_digits_are_sklearns_split_once_and_for_all() -> None:
     from sklearn.datasets import load_digits
 
-    images = load_digits().images
+    images, target = load_digits().images, load_digits().target
     order = np.random.default_rng(0).permutation(1797)
     digits = DATASETS.build("digits")
     assert digits.levels == 17
@@ -64,6 +64,11 @@ def test_digits_are_sklearns_split_once_and_for_all() -> None:
     np.testing.assert_array_equal(digits.test[:, 0].numpy(), images[order[1347:]])
     assert sorted(order) == list(range(1797))  # disjoint and complete
     assert len(digits.test) == 450
+    train, test = digits.conditions["classes"]
+    np.testing.assert_array_equal(train.numpy(), target[order[:1347]])
+    np.testing.assert_array_equal(test.numpy(), target[order[1347:]])
+    assert digits.class_names == tuple("0123456789")
+    assert "; 10 classes;" in digits.describe()
 
 
 def test_describe_says_shape_levels_scaling_and_splits() -> None:
@@ -345,19 +350,22 @@ def test_import_is_light() -> None:
 # Fashion-MNIST
 
 
-def idx(images: np.ndarray) -> bytes:
-    return struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+
+
+FASHION_LABELS = np.array([9, 0, 1, 8, 2, 7, 3], np.uint8), np.array([5, 0, 6], np.uint8)
 
 
 def tiny_fashion(folder: Path, ending: str) -> tuple[np.ndarray, np.ndarray]:
-    """Write seven training and three test images of 5×4 pixels in the right format."""
+    """Write seven training and three test images of 5×4 pixels, and their labels, in the right format."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     train, test = (rng.integers(256, size=(n, 5, 4), dtype=np.uint8) for n in (7, 3))
-    for split, images in (("train", train), ("t10k", test)):
-        content = idx(images)
-        path = folder / f"{split}-images-idx3-ubyte{ending}"
-        path.write_bytes(gzip.compress(content) if ending else content)
+    for split, images, labels in (("train", train, FASHION_LABELS[0]), ("t10k", test, FASHION_LABELS[1])):
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{split}-{name}-ubyte{ending}"
+            path.write_bytes(gzip.compress(idx(values)) if ending else idx(values))
     return train, test
 
 
@@ -385,6 +393,32 @@ def test_fashion_mnist_is_found_in_each_layout(tmp_path: Path, layout: str, endi
     np.testing.assert_array_equal(fashion.test[:, 0].numpy(), test)
     assert fashion.shape == (1, 5, 4)
     assert fashion.levels == 256
+    for found, labels in zip(fashion.conditions["classes"], FASHION_LABELS, strict=True):
+        assert found.tolist() == labels.tolist()
+    assert fashion.num_classes == 10
+    assert fashion.class_names[9] == "Ankle boot"
+
+
+@pytest.mark.usefixtures("offline")
+def test_fashion_mnists_labels_lie_beside_the_images(tmp_path: Path) -> None:
+    tiny_fashion(tmp_path, "")
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    content = labels.read_bytes()
+    labels.unlink()
+    with refused(f"file='{labels}'", "expected labels beside the images t10k-images-idx3-ubyte", "fetch this file too"):
+        DATASETS.build("fashion_mnist", root=str(tmp_path))
+    Path(f"{labels}.gz").write_bytes(gzip.compress(content))  # compressed beside images that are not
+    assert DATASETS.build("fashion_mnist", root=str(tmp_path)).conditions["classes"][1].tolist() == [5, 0, 6]
+    again = "delete it and fetch it again"
+    for damaged, words in (
+        (content[:-1], ("11 bytes as its header says, not 10", again)),
+        ((tmp_path / "t10k-images-idx3-ubyte").read_bytes(), ("idx1-ubyte file of labels (magic number 0x801)", again)),
+        (idx(np.zeros(2, np.uint8)), ("3 labels, one for each image, not 2", again)),
+        (idx(np.full(3, 10, np.uint8)), ("fashion_mnist.test classes maximum=10", "below 10")),
+    ):
+        labels.write_bytes(damaged)
+        with refused(*words, *([str(labels)] if again in words else [])):
+            DATASETS.build("fashion_mnist", root=str(tmp_path))
 
 
 @pytest.mark.usefixtures("offline")
@@ -457,6 +491,11 @@ def test_debians_fashion_mnist(tmp_path: Path) -> None:
     assert fashion.train.shape == (60000, 1, 28, 28)
     assert fashion.test.shape == (10000, 1, 28, 28)
     assert fashion.train.float().mean().item() == pytest.approx(0.2860 * 255, abs=0.02)  # the published mean
+    for classes in fashion.conditions["classes"]:
+        assert classes.bincount().tolist() == [len(classes) // 10] * 10  # the sets are balanced
+    boots, shirts = (fashion.train[fashion.conditions["classes"][0] == c].float() for c in (9, 0))
+    assert boots[..., 20:, :].mean() > 1.5 * boots[..., :8, :].mean()  # the sole is below, the leg narrow
+    assert shirts[..., :8, :].mean() > 0.5 * shirts[..., 20:, :].mean()
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
@@ -472,8 +511,8 @@ def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, n
     folder.mkdir(parents=True)
     rng = np.random.default_rng(2)
     pixels = rng.integers(256, size=(6, 2, 3072), dtype=np.uint8)
-    files = {f"data_batch_{i + 1}": {"data": pixels[i], "labels": [0, 1]} for i in range(5)}
-    files |= {"test_batch": {"data": pixels[5], "labels": [0, 1]}, "batches.meta": {"label_names": ["a", "b"]}}
+    files = {f"data_batch_{i + 1}": {"data": pixels[i], "labels": [i, 9 - i]} for i in range(5)}
+    files |= {"test_batch": {"data": pixels[5], "labels": [7, 1]}, "batches.meta": {"label_names": ["a", "b"]}}
     sums = {}
     for name, content in files.items():
         (folder / name).write_bytes(pickle.dumps(content))
@@ -502,6 +541,9 @@ def test_cifar10_is_found_as_folder_and_as_archive(
         np.testing.assert_array_equal(cifar.test.numpy(), test)
         assert cifar.levels == 256
         assert cifar.train.is_contiguous()
+        assert cifar.conditions["classes"][0].tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+        assert cifar.conditions["classes"][1].tolist() == [7, 1]
+        assert (cifar.num_classes, cifar.class_names[3], cifar.class_names[9]) == (10, "cat", "truck")
 
 
 def test_cifar10_damaged_files_are_named(tiny_cifar: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -750,6 +792,40 @@ def test_mixture_has_equal_modes_on_a_circle() -> None:
     assert len(places) == 5
     assert bool((places.norm(dim=1) / 1000 - math.sqrt(2.0) < 1e-3).all())
     assert float(((counts - 1600.0).square() / 1600.0).sum()) < 23.5  # χ² with 4 degrees of freedom, p = 1e-4
+
+
+def test_mixtures_classes_are_its_gaussians() -> None:
+    toy = DATASETS.build("mixture", num_samples=500, modes=5, std=0.0)
+    for x, classes in ((toy.train, toy.conditions["classes"][0]), (toy.test, toy.conditions["classes"][1])):
+        angle = 2.0 * math.pi * classes / 5
+        torch.testing.assert_close(x, math.sqrt(2.0) * torch.stack([angle.cos(), angle.sin()], dim=1))
+    assert toy.num_classes == 5
+    assert DATASETS.build("mixture", num_samples=1).num_classes == 8  # however few are drawn
+
+
+def test_two_moons_classes_are_its_moons() -> None:
+    toy = DATASETS.build("two_moons", num_samples=500, std=0.0)
+    scale = math.sqrt(0.5 * (0.75 + 0.5625 - 1.0 / math.pi))
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.5]])
+    for x, classes in ((toy.train, toy.conditions["classes"][0]), (toy.test, toy.conditions["classes"][1])):
+        from_centre = x * scale + torch.tensor([0.5, 0.25]) - centres[classes]
+        torch.testing.assert_close(from_centre.norm(dim=1), torch.ones(500))
+        assert torch.equal(from_centre[:, 1] > 0.0, classes == 0)
+    assert toy.class_names == ("upper", "lower")
+
+
+def test_swiss_roll_has_no_classes() -> None:
+    assert DATASETS.build("swiss_roll", num_samples=5).conditions == {}
+
+
+def test_classes_do_not_change_the_points_of_a_seed() -> None:
+    """The points are those of the same draws made in the same order without keeping a class."""
+    for sequence, split in zip(np.random.SeedSequence(3).spawn(2), ("train", "test"), strict=True):
+        rng = np.random.default_rng(sequence)
+        angle = 2.0 * math.pi * rng.integers(8, size=9) / 8
+        x, y = np.cos(angle) + 0.1 * rng.standard_normal(9), np.sin(angle) + 0.1 * rng.standard_normal(9)
+        expected = torch.from_numpy(np.stack([x, y], axis=1) / math.sqrt(0.5 + 0.1**2)).float()
+        assert torch.equal(DATASETS.build("mixture", num_samples=9, seed=3).split(split).x, expected)
 
 
 @pytest.mark.parametrize("name", TOYS)
