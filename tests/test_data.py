@@ -22,6 +22,7 @@ import torch
 
 from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
+from sde_diffusion.data.image_folder import height_and_width, load_picture
 from sde_diffusion.errors import InputError
 
 TOYS = ["mixture", "swiss_roll", "two_moons"]
@@ -648,14 +649,213 @@ def test_image_folder_names_the_broken_file(pictures: Path) -> None:
 
     broken = pictures / "class1" / "broken.png"
     broken.write_bytes((pictures / "class0" / "0.png").read_bytes()[:60])
-    with refused(str(broken), "repair or remove it"):
+    named = f"root='{pictures}': expected pictures that can be read; repair or remove class1/broken.png ("
+    with refused(f"{named}image file is truncated)"):
         DATASETS.build("image_folder", root=str(pictures))
+    with refused(f"file='{broken}': cannot be read as a picture (image file is truncated); repair or remove it"):
+        load_picture(broken, (3, 30, 20))
     broken.write_text("no picture at all")
-    with refused(str(broken), "repair or remove it"):
+    with refused(f"{named}cannot identify image file)"):
         DATASETS.build("image_folder", root=str(pictures))
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(broken)
-    with refused(str(broken), "8 bits a channel"):
+    with refused(f"{named}mode I;16 is more than 8 bits a channel: convert it)"):
         DATASETS.build("image_folder", root=str(pictures))
+
+
+def test_image_folder_names_all_broken_files_at_once(pictures: Path) -> None:
+    for i in range(23):
+        (pictures / f"bad{i:02}.png").write_text("no picture at all")
+    some = ", ".join(f"bad{i:02}.png (cannot identify image file)" for i in range(20))
+    with refused(f"repair or remove {some} and 3 more"):
+        DATASETS.build("image_folder", root=str(pictures))
+    for i in range(20):
+        (pictures / f"bad{i:02}.png").unlink()
+    with refused("bad20.png (", "bad21.png (", "bad22.png ("):
+        DATASETS.build("image_folder", root=str(pictures))
+
+
+def test_image_folders_classes_are_its_subfolders_in_alphabetical_order(pictures: Path) -> None:
+    for i, name in enumerate(("zebra", "Ant", "bee")):
+        os.replace(pictures / f"class{i}", pictures / name)
+    save(pictures / "bee" / "deeper" / "again.png", colour=(1, 2, 3))
+    folder = DATASETS.build("image_folder", root=str(pictures), image_size=4, test_fraction=0.3)
+    assert folder.class_names == ("Ant", "bee", "zebra")
+    both = torch.cat(folder.conditions["classes"])
+    assert both.bincount().tolist() == [3, 4, 4]  # pictures 0 … 9 lie in three folders by turns
+    for split in ("train", "test"):
+        examples = folder.split(split)
+        dark = examples.x.amax(dim=(1, 2, 3)) < 9
+        assert bool((examples.conditions["classes"][dark] == 1).all())
+    assert "; 3 classes; central crops, resized to 4×4; " in folder.describe()
+    save(pictures / "stray.png")
+    stray = DATASETS.build("image_folder", root=str(pictures), image_size=4)
+    assert (stray.conditions, stray.class_names, stray.num_classes) == ({}, (), 0)
+
+
+def coloured(folder: Path, *names: str) -> None:
+    """Write pictures whose red is 10, 20, …, in the order of the names."""
+    for i, name in enumerate(names):
+        save(folder / name, colour=(10 * (i + 1), 0, 0))
+
+
+def reds(x: torch.Tensor) -> list[int]:
+    return [int(red) for red in x[:, 0, 0, 0]]
+
+
+def test_folders_train_and_test_are_the_splits_and_hold_the_classes(tmp_path: Path) -> None:
+    names = ("train/cat/a.png", "train/ant/b.png", "train/cat/deep/c.png", "test/cat/d.png", "test/cat/e.png")
+    coloured(tmp_path, *names)
+    (tmp_path / "readme.txt").touch()
+    folder = DATASETS.build("image_folder", root=str(tmp_path), image_size=2, test_fraction=0.9)
+    assert reds(folder.train) == [20, 10, 30]  # in the order of the paths
+    assert reds(folder.test) == [40, 50]
+    assert folder.class_names == ("ant", "cat")  # one that is only in train is no harm
+    assert [c.tolist() for c in folder.conditions["classes"]] == [[0, 1, 1], [1, 1]]
+    assert "; 2 classes; central crops, resized to 2×2, split by folder; 3 train, 2 test" in folder.describe()
+    coloured(tmp_path, "test/f.png")
+    assert DATASETS.build("image_folder", root=str(tmp_path), image_size=2).conditions == {}
+    coloured(tmp_path, "other/f.png")  # with a third folder they are nothing special
+    third = DATASETS.build("image_folder", root=str(tmp_path), image_size=2)
+    assert third.class_names == ("other", "test", "train")
+    assert len(third.test) == 1
+
+
+def test_a_class_that_is_only_in_test_is_refused(tmp_path: Path) -> None:
+    coloured(tmp_path, "train/cat/a.png", "test/cat/b.png", "test/dog/c.png", "test/ant/c.png")
+    with refused(f"root='{tmp_path}'", "every class of test in train", "only in test: ant, dog"):
+        DATASETS.build("image_folder", root=str(tmp_path))
+
+
+# Shapes of pictures: a red frame around blue, so that it can be seen what was left of them
+
+
+def framed(path: Path, height: int, width: int, alpha: bool = False) -> np.ndarray:
+    """Write a blue picture with red columns at the left and right quarter, or these transparent."""
+    from PIL import Image
+
+    pixels = np.zeros((height, width, 4), np.uint8)
+    pixels[..., 2:] = 255
+    pixels[:, : width // 4] = pixels[:, width - width // 4 :] = (255, 0, 0, 0 if alpha else 255)
+    Image.fromarray(pixels if alpha else pixels[..., :3]).save(path)
+    return pixels[..., :3]
+
+
+def fitted(folder: Path, fit: str, image_size: int | tuple[int, int]) -> np.ndarray:
+    """Return the only kind of picture in the folder, written twice: (H, W, C)."""
+    data = DATASETS.build("image_folder", root=str(folder), image_size=image_size, fit=fit, test_fraction=0.5)
+    assert torch.equal(data.train, data.test)
+    return data.train[0].permute(1, 2, 0).numpy()
+
+
+def test_fit_of_a_wide_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "ab":
+        pixels = framed(tmp_path / f"{name}.png", 8, 32)
+    blue, red, white = (0, 0, 255), (255, 0, 0), (255, 255, 255)
+    square = fitted(tmp_path, "crop", 8)  # columns 12 to 19, inside of the blue
+    np.testing.assert_array_equal(square, pixels[:, 12:20])
+    np.testing.assert_array_equal(fitted(tmp_path, "crop", (8, 16)), pixels[:, 8:24])
+    np.testing.assert_array_equal(fitted(tmp_path, "crop", (8, 24)), pixels[:, 4:28])
+    np.testing.assert_array_equal(fitted(tmp_path, "crop", (2, 2)), np.full((2, 2, 3), blue))
+    tall = fitted(tmp_path, "crop", (16, 8))  # the central 8×4, enlarged
+    assert tall.shape == (16, 8, 3)
+    np.testing.assert_array_equal(tall, np.broadcast_to(blue, (16, 8, 3)))
+
+    padded = fitted(tmp_path, "pad", (12, 32))  # it fits as it is
+    np.testing.assert_array_equal(padded[2:10], pixels)
+    assert (padded[[0, 1, 10, 11]] == white).all()
+    padded = fitted(tmp_path, "pad", 16)  # halved: 4 rows in the middle
+    assert (padded[6:10, 7:9] == blue).all()  # away from the edges, around which Lanczos rings
+    assert (padded[6:10, [0, 15]] == red).all()
+    assert (padded[[*range(6), *range(10, 16)]] == white).all()
+    padded = fitted(tmp_path, "pad", (8, 40))  # narrower than wanted: white at the sides
+    np.testing.assert_array_equal(padded[:, 4:36], pixels)
+    assert (padded[:, :4] == white).all()
+    assert (padded[:, 36:] == white).all()
+
+    stretched = fitted(tmp_path, "stretch", (16, 32))
+    np.testing.assert_array_equal(stretched, pixels[:1].repeat(16, axis=0))
+    expected = Image.fromarray(pixels).resize((10, 6), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(fitted(tmp_path, "stretch", (6, 10)), np.asarray(expected))
+    np.testing.assert_array_equal(fitted(tmp_path, "none", (8, 32)), pixels)
+
+
+def test_square_crops_are_those_of_the_central_square(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for height, width in ((31, 48), (53, 20), (7, 7), (1, 9)):
+        pixels = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+        for name in "ab":
+            Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        side, left, top = min(height, width), max(0, width - height) // 2, max(0, height - width) // 2
+        square = Image.fromarray(pixels[top : top + side, left : left + side])
+        expected = np.asarray(square.resize((16, 16), Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(fitted(tmp_path, "crop", 16), expected)
+        np.testing.assert_array_equal(fitted(tmp_path, "crop", (16, 16)), expected)
+
+
+def test_extreme_shapes_keep_a_pixel(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png", size=(400, 1))
+    assert (fitted(tmp_path, "pad", 8)[3] == (200, 100, 50)).all()  # one row is left of it
+    assert (fitted(tmp_path, "crop", (400, 1)) == (200, 100, 50)).all()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch", "none"])
+def test_transparency_lies_on_white_however_pictures_fit(tmp_path: Path, fit: str) -> None:
+    for name in "ab":
+        framed(tmp_path / f"{name}.png", 8, 16, alpha=True)
+    picture = fitted(tmp_path, fit, (8, 16))
+    assert (picture[:, [0, 1, 14, 15]] == 255).all()  # not the red behind it
+    assert (picture[:, 6:10] == (0, 0, 255)).all()
+    if fit == "pad":
+        assert (fitted(tmp_path, fit, 16)[:, [0, 15]] == 255).all()
+
+
+def test_grey_pictures_are_padded_with_white(tmp_path: Path) -> None:
+    coloured(tmp_path, "a.png", "b.png")  # 30×20
+    data = DATASETS.build("image_folder", root=str(tmp_path), image_size=30, channels=1, fit="pad", test_fraction=0.5)
+    assert data.shape == (1, 30, 30)
+    assert bool((data.train[..., :5] == 255).all())
+    assert bool((data.train[..., 25:] == 255).all())
+    assert bool((data.train[..., 5:25] < 10).all())
+
+
+@pytest.mark.parametrize(
+    ("fit", "words"),
+    [
+        ("crop", "central crops, resized to 30×20"),
+        ("pad", "whole pictures, resized to fit into 30×20 on white"),
+        ("stretch", "whole pictures, stretched to 30×20"),
+        ("none", "pictures of 30×20 as they are"),
+    ],
+)
+def test_the_note_says_what_was_done(tmp_path: Path, fit: str, words: str) -> None:
+    coloured(tmp_path, "a.png", "b.png", "c.png")
+    data = DATASETS.build("image_folder", root=str(tmp_path), image_size=(30, 20), fit=fit)
+    assert data.note == words
+    assert data.describe().startswith("image_folder: images 3×30×20; ")
+    assert f"; {words}; 2 train, 1 test" in data.describe()
+
+
+def test_pictures_of_another_size_are_listed_at_once(tmp_path: Path) -> None:
+    coloured(tmp_path, "a.png", "b.png")
+    save(tmp_path / "sub" / "c.png", size=(30, 20))
+    expected = "fit='none': expected only pictures of 30×20 pixels (height×width), not "
+    with refused(f"{expected}sub/c.png (20×30); ", "let fit be crop, pad or stretch"):
+        DATASETS.build("image_folder", root=str(tmp_path), image_size=(30, 20), fit="none")
+    for i in range(25):
+        save(tmp_path / f"wide{i:02}.png", size=(10 + i, 9))
+    some = ", ".join(f"wide{i:02}.png (9×{10 + i})" for i in range(19))
+    with refused(f"{expected}sub/c.png (20×30), {some} and 6 more; "):
+        DATASETS.build("image_folder", root=str(tmp_path), image_size=(30, 20), fit="none")
+
+
+def test_height_and_width_of_an_option() -> None:
+    assert height_and_width(32) == (32, 32)
+    assert height_and_width((32, 48)) == height_and_width([32, 48]) == (32, 48)
 
 
 def test_image_folder_refuses_bad_options(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -667,6 +867,13 @@ def test_image_folder_refuses_bad_options(pictures: Path, tmp_path_factory: pyte
         ({"root": str(empty)}, (str(empty), "pictures in it")),
         ({"channels": 4}, ("channels=4", "1 (grey) or 3 (RGB)")),
         ({"image_size": 0}, ("image_size=0", "at least 1")),
+        ({"image_size": 2.0}, ("image_size=2.0", "a whole number of at least 1, or two: (height, width)")),
+        ({"image_size": True}, ("image_size=True", "a whole number")),
+        ({"image_size": (32, 0)}, ("image_size=(32, 0)", "two: (height, width)")),
+        ({"image_size": (32,)}, ("image_size=(32,)", "two: (height, width)")),
+        ({"image_size": (3, 32, 32)}, ("image_size=(3, 32, 32)", "two: (height, width)")),
+        ({"image_size": "32"}, ("image_size='32'", "two: (height, width)")),
+        ({"fit": "cover"}, ("fit='cover'", "one of crop, pad, stretch, none")),
         ({"test_fraction": 0.0}, ("test_fraction=0.0",)),
         ({"test_fraction": 1.0}, ("test_fraction=1.0", "less than 1")),
     ]
