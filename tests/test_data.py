@@ -20,11 +20,14 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.data import DATASETS, Dataset, torchvision_sets, train_batch
+from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
+from sde_diffusion.data.image_folder import height_and_width, load_picture
 from sde_diffusion.errors import InputError
 
 TOYS = ["mixture", "swiss_roll", "two_moons"]
+IMAGES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+VECTORS = torch.zeros(3, 2)
 
 
 def refused(*words: str) -> Any:
@@ -52,7 +55,7 @@ def grey_ramp(levels: int) -> Dataset:
 def test_digits_are_sklearns_split_once_and_for_all() -> None:
     from sklearn.datasets import load_digits
 
-    images = load_digits().images
+    images, target = load_digits().images, load_digits().target
     order = np.random.default_rng(0).permutation(1797)
     digits = DATASETS.build("digits")
     assert digits.levels == 17
@@ -62,6 +65,11 @@ def test_digits_are_sklearns_split_once_and_for_all() -> None:
     np.testing.assert_array_equal(digits.test[:, 0].numpy(), images[order[1347:]])
     assert sorted(order) == list(range(1797))  # disjoint and complete
     assert len(digits.test) == 450
+    train, test = digits.conditions["classes"]
+    np.testing.assert_array_equal(train.numpy(), target[order[:1347]])
+    np.testing.assert_array_equal(test.numpy(), target[order[1347:]])
+    assert digits.class_names == tuple("0123456789")
+    assert "; 10 classes;" in digits.describe()
 
 
 def test_describe_says_shape_levels_scaling_and_splits() -> None:
@@ -69,9 +77,144 @@ def test_describe_says_shape_levels_scaling_and_splits() -> None:
     for part in ("digits", "1×8×8", "17 grey levels", "[−1, 1]", "1347 train", "450 test"):
         assert part in line
     line = DATASETS.build("two_moons", num_samples=500).describe()
-    for part in ("two_moons", "2-dimensional", "continuous", "500 train", "500 test"):
+    for part in ("two_moons", "2-dimensional vectors", "continuous", "500 train", "500 test"):
         assert part in line
     assert "\n" not in line
+
+
+def continuous(*shape: int) -> Dataset:
+    """Four examples in which all columns have mean 0 and standard deviation 1."""
+    x = torch.tensor([-1.0, 1.0, -1.0, 1.0]).reshape(4, *[1] * len(shape)).expand(4, *shape).contiguous()
+    return Dataset("mine", x, x.clone(), levels=None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "noun", "words"),
+    [
+        ((5,), "vectors", "5-dimensional vectors"),
+        ((2, 9), "series", "series 2×9"),
+        ((2, 3, 4), "examples", "examples 2×3×4"),
+        ((1, 3, 4, 5), "volumes", "volumes 1×3×4×5"),
+        ((1, 3, 4, 5, 6), "examples", "examples 1×3×4×5×6"),
+    ],
+)
+def test_noun_and_description_depend_on_the_rank(shape: tuple[int, ...], noun: str, words: str) -> None:
+    data = continuous(*shape)
+    assert data.noun == noun
+    assert f"mine: {words}; continuous, " in data.describe()
+    assert grey_ramp(4).noun == "images"
+
+
+def test_describe_tells_moments_of_one_column_and_ranges_of_several() -> None:
+    one = continuous(1)
+    assert "continuous, mean 0, standard deviation 1; 4 train" in one.describe()
+    several = one.train * torch.tensor([0.1, 50.0, 2.0]) + torch.tensor([-3.0, 0.5, 100.0])
+    line = Dataset("mine", several, several, None).describe()
+    assert "continuous, means −3 to 100, standard deviations 0.1 to 50; 4 train" in line
+    assert "as they are" not in line
+    channels = several[:, :2, None].expand(4, 2, 6)  # one mean for each channel of a series
+    assert "means −3 to 0.5, standard deviations 0.1 to 50" in Dataset("mine", channels, channels, None).describe()
+
+
+def test_describe_tells_classes_conditions_and_note() -> None:
+    classes, age = (torch.tensor([0, 2, 1]), torch.tensor([0, 0, 0])), (torch.zeros(3), torch.ones(3))
+    known = {"age": age, "classes": classes}
+    data = Dataset("mine", VECTORS, VECTORS, None, known, note="made by hand")
+    assert data.describe().endswith("; 3 classes; condition age; made by hand; 3 train, 3 test")
+    data = Dataset("mine", VECTORS, VECTORS, None, {"age": age, "angle": age})
+    assert data.describe().endswith("; conditions age, angle; 3 train, 3 test")
+    data = Dataset("mine", VECTORS, VECTORS, None, {"classes": (classes[1], classes[1])})
+    assert "; 1 class; 3 train" in data.describe()
+    assert "class" not in grey_ramp(2).describe()
+
+
+# Examples and conditions
+
+
+def test_examples_are_picked_with_all_that_is_known_of_them() -> None:
+    x = torch.arange(12.0).reshape(6, 2)
+    examples = Examples(x, {"classes": torch.arange(6), "place": x[:, :1] * 10})
+    assert len(examples) == 6
+    for which in (slice(1, 5, 2), torch.tensor([4, 0, 4])):
+        picked = examples[which]
+        assert torch.equal(picked.x, x[which])
+        assert torch.equal(picked.conditions["classes"], picked.x[:, 0].long() // 2)
+        assert torch.equal(picked.conditions["place"], picked.x[:, :1] * 10)
+    assert Examples(x).conditions == {}
+    for wrong, words in ((2, "int"), (torch.tensor(2), "()"), (torch.ones(6), "float32"), (x > 3.0, "bool")):
+        with refused("which=", words, "a slice, or indices (B,)"):
+            examples[wrong]  # type: ignore[index]
+    with refused("condition 'age' length=5", "6, one for each example"):
+        Examples(x, {"age": torch.zeros(5)})
+
+
+def test_split_gives_examples_and_their_conditions() -> None:
+    classes = torch.tensor([1, 0, 1]), torch.tensor([0, 3])
+    data = Dataset("mine", VECTORS, VECTORS[:2] + 1.0, None, {"classes": classes})
+    for split, x, c in (("train", data.train, classes[0]), ("test", data.test, classes[1])):
+        assert data.split(split).x is x
+        assert data.split(split).conditions == {"classes": c}
+    with refused("split='tests'", "'train' or 'test'"):
+        data.split("tests")
+
+
+def test_number_of_classes_is_that_of_names_or_covers_both_splits() -> None:
+    assert Dataset("mine", VECTORS, VECTORS, None).num_classes == 0
+    for classes in (
+        (torch.tensor([1, 0, 1]), torch.tensor([0, 3, 0])),
+        (torch.tensor([1, 3, 1]), torch.zeros(3).long()),
+    ):
+        assert Dataset("mine", VECTORS, VECTORS, None, {"classes": classes}).num_classes == 4
+    assert Dataset("mine", VECTORS, VECTORS, None, {"classes": classes}, class_names=tuple("abcdef")).num_classes == 6
+
+
+@pytest.mark.parametrize(
+    ("conditions", "options", "words"),
+    [
+        ({"age": (torch.zeros(4), torch.zeros(3))}, {}, ("bad.train age length=4", "3, one for each")),
+        ({"age": (torch.zeros(3), torch.zeros(2))}, {}, ("bad.test age length=2", "3, one for each")),
+        ({"age": (torch.tensor(1.0), torch.zeros(3))}, {}, ("bad.train age length=None", "3, one for each")),
+        ({"age": (torch.zeros(3), torch.full((3,), math.nan))}, {}, ("bad.test age NaN or infinite values=3", "none")),
+        ({"age": (torch.zeros(3), torch.zeros(3, 1))}, {}, ("bad.test age shape", "3, 1", "like (3,)")),
+        ({"age": (torch.zeros(3), torch.zeros(3).long())}, {}, ("bad.test age shape and dtype", "int64", "float32")),
+        ({"a b": (torch.zeros(3),) * 2}, {}, ("bad.train condition='a b'", "a name like a variable's")),
+        ({"x": (torch.zeros(3),) * 2}, {}, ("bad.train condition='x'", "none of x, t")),
+        ({"classes": (torch.zeros(3),) * 2}, {}, ("bad.train classes dtype=torch.float32", "whole numbers from 0")),
+        ({"classes": (torch.zeros(3, 1).long(),) * 2}, {}, ("bad.train classes shape=(3, 1)", "(3,), one class for")),
+        ({"classes": (torch.arange(3), torch.arange(3) - 1)}, {}, ("bad.test classes minimum=-1", "numbers from 0")),
+        ({"classes": (torch.arange(2), torch.arange(3))}, {}, ("bad.train classes length=2", "3, one for each")),
+        (
+            {"classes": (torch.arange(3), torch.arange(3))},
+            {"class_names": ("a", "b")},
+            ("bad.train classes maximum=2", "below 2, the number of class names"),
+        ),
+        ({}, {"class_names": ("a", "b")}, ("bad class_names=('a', 'b')", "no classes")),
+        ({}, {"columns": ("a", "b", "c")}, ("bad.train number of columns' names=3", "2, one for each component")),
+    ],
+)
+def test_dataset_refuses_conditions_and_names_that_do_not_fit(
+    conditions: dict[str, tuple[torch.Tensor, torch.Tensor]], options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with refused(*words):
+        Dataset("bad", VECTORS, VECTORS, None, conditions, **options)
+
+
+def test_columns_are_those_of_vectors() -> None:
+    with refused("bad.train number of columns' names=1", "only vectors have columns"):
+        Dataset("bad", IMAGES, IMAGES, 256, columns=("grey",))
+    assert Dataset("mine", VECTORS, VECTORS, None, columns=("age", "height")).columns == ("age", "height")
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_the_first_column_or_channel_with_nan_is_named(broken: float) -> None:
+    x = torch.zeros(5, 3)
+    x[1:3, 1] = x[0, 2] = broken
+    for columns, which in (((), "number 1 (counted from 0), with 2"), (("age", "height", "mass"), "'height', with 2")):
+        with refused("bad.train NaN or infinite values=3", f"the first column that has them is {which};"):
+            Dataset("bad", x, torch.zeros(5, 3), None, columns=columns)
+    series = x.reshape(5, 3, 1).repeat(1, 1, 2)
+    with refused("bad.test NaN or infinite values=6", "the first channel that has them is number 1", "with 4;"):
+        Dataset("bad", torch.zeros(5, 3, 2), series, None)
 
 
 # Scaling and dequantisation
@@ -161,10 +304,6 @@ def test_maps_refuse_wrong_shapes_types_and_nan() -> None:
             digits.to_uint8(x)
 
 
-IMAGES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-VECTORS = torch.zeros(3, 2)
-
-
 @pytest.mark.parametrize(
     ("train", "test", "levels", "words"),
     [
@@ -212,19 +351,22 @@ def test_import_is_light() -> None:
 # Fashion-MNIST
 
 
-def idx(images: np.ndarray) -> bytes:
-    return struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+
+
+FASHION_LABELS = np.array([9, 0, 1, 8, 2, 7, 3], np.uint8), np.array([5, 0, 6], np.uint8)
 
 
 def tiny_fashion(folder: Path, ending: str) -> tuple[np.ndarray, np.ndarray]:
-    """Write seven training and three test images of 5×4 pixels in the right format."""
+    """Write seven training and three test images of 5×4 pixels, and their labels, in the right format."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     train, test = (rng.integers(256, size=(n, 5, 4), dtype=np.uint8) for n in (7, 3))
-    for split, images in (("train", train), ("t10k", test)):
-        content = idx(images)
-        path = folder / f"{split}-images-idx3-ubyte{ending}"
-        path.write_bytes(gzip.compress(content) if ending else content)
+    for split, images, labels in (("train", train, FASHION_LABELS[0]), ("t10k", test, FASHION_LABELS[1])):
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{split}-{name}-ubyte{ending}"
+            path.write_bytes(gzip.compress(idx(values)) if ending else idx(values))
     return train, test
 
 
@@ -252,6 +394,32 @@ def test_fashion_mnist_is_found_in_each_layout(tmp_path: Path, layout: str, endi
     np.testing.assert_array_equal(fashion.test[:, 0].numpy(), test)
     assert fashion.shape == (1, 5, 4)
     assert fashion.levels == 256
+    for found, labels in zip(fashion.conditions["classes"], FASHION_LABELS, strict=True):
+        assert found.tolist() == labels.tolist()
+    assert fashion.num_classes == 10
+    assert fashion.class_names[9] == "Ankle boot"
+
+
+@pytest.mark.usefixtures("offline")
+def test_fashion_mnists_labels_lie_beside_the_images(tmp_path: Path) -> None:
+    tiny_fashion(tmp_path, "")
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    content = labels.read_bytes()
+    labels.unlink()
+    with refused(f"file='{labels}'", "expected labels beside the images t10k-images-idx3-ubyte", "fetch this file too"):
+        DATASETS.build("fashion_mnist", root=str(tmp_path))
+    Path(f"{labels}.gz").write_bytes(gzip.compress(content))  # compressed beside images that are not
+    assert DATASETS.build("fashion_mnist", root=str(tmp_path)).conditions["classes"][1].tolist() == [5, 0, 6]
+    again = "delete it and fetch it again"
+    for damaged, words in (
+        (content[:-1], ("11 bytes as its header says, not 10", again)),
+        ((tmp_path / "t10k-images-idx3-ubyte").read_bytes(), ("idx1-ubyte file of labels (magic number 0x801)", again)),
+        (idx(np.zeros(2, np.uint8)), ("3 labels, one for each image, not 2", again)),
+        (idx(np.full(3, 10, np.uint8)), ("fashion_mnist.test classes maximum=10", "below 10")),
+    ):
+        labels.write_bytes(damaged)
+        with refused(*words, *([str(labels)] if again in words else [])):
+            DATASETS.build("fashion_mnist", root=str(tmp_path))
 
 
 @pytest.mark.usefixtures("offline")
@@ -324,6 +492,11 @@ def test_debians_fashion_mnist(tmp_path: Path) -> None:
     assert fashion.train.shape == (60000, 1, 28, 28)
     assert fashion.test.shape == (10000, 1, 28, 28)
     assert fashion.train.float().mean().item() == pytest.approx(0.2860 * 255, abs=0.02)  # the published mean
+    for classes in fashion.conditions["classes"]:
+        assert classes.bincount().tolist() == [len(classes) // 10] * 10  # the sets are balanced
+    boots, shirts = (fashion.train[fashion.conditions["classes"][0] == c].float() for c in (9, 0))
+    assert boots[..., 20:, :].mean() > 1.5 * boots[..., :8, :].mean()  # the sole is below, the leg narrow
+    assert shirts[..., :8, :].mean() > 0.5 * shirts[..., 20:, :].mean()
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
@@ -339,8 +512,8 @@ def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, n
     folder.mkdir(parents=True)
     rng = np.random.default_rng(2)
     pixels = rng.integers(256, size=(6, 2, 3072), dtype=np.uint8)
-    files = {f"data_batch_{i + 1}": {"data": pixels[i], "labels": [0, 1]} for i in range(5)}
-    files |= {"test_batch": {"data": pixels[5], "labels": [0, 1]}, "batches.meta": {"label_names": ["a", "b"]}}
+    files = {f"data_batch_{i + 1}": {"data": pixels[i], "labels": [i, 9 - i]} for i in range(5)}
+    files |= {"test_batch": {"data": pixels[5], "labels": [7, 1]}, "batches.meta": {"label_names": ["a", "b"]}}
     sums = {}
     for name, content in files.items():
         (folder / name).write_bytes(pickle.dumps(content))
@@ -369,6 +542,9 @@ def test_cifar10_is_found_as_folder_and_as_archive(
         np.testing.assert_array_equal(cifar.test.numpy(), test)
         assert cifar.levels == 256
         assert cifar.train.is_contiguous()
+        assert cifar.conditions["classes"][0].tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+        assert cifar.conditions["classes"][1].tolist() == [7, 1]
+        assert (cifar.num_classes, cifar.class_names[3], cifar.class_names[9]) == (10, "cat", "truck")
 
 
 def test_cifar10_damaged_files_are_named(tiny_cifar: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -473,14 +649,213 @@ def test_image_folder_names_the_broken_file(pictures: Path) -> None:
 
     broken = pictures / "class1" / "broken.png"
     broken.write_bytes((pictures / "class0" / "0.png").read_bytes()[:60])
-    with refused(str(broken), "repair or remove it"):
+    named = f"root='{pictures}': expected pictures that can be read; repair or remove class1/broken.png ("
+    with refused(f"{named}image file is truncated)"):
         DATASETS.build("image_folder", root=str(pictures))
+    with refused(f"file='{broken}': cannot be read as a picture (image file is truncated); repair or remove it"):
+        load_picture(broken, (3, 30, 20))
     broken.write_text("no picture at all")
-    with refused(str(broken), "repair or remove it"):
+    with refused(f"{named}cannot identify image file)"):
         DATASETS.build("image_folder", root=str(pictures))
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(broken)
-    with refused(str(broken), "8 bits a channel"):
+    with refused(f"{named}mode I;16 is more than 8 bits a channel: convert it)"):
         DATASETS.build("image_folder", root=str(pictures))
+
+
+def test_image_folder_names_all_broken_files_at_once(pictures: Path) -> None:
+    for i in range(23):
+        (pictures / f"bad{i:02}.png").write_text("no picture at all")
+    some = ", ".join(f"bad{i:02}.png (cannot identify image file)" for i in range(20))
+    with refused(f"repair or remove {some} and 3 more"):
+        DATASETS.build("image_folder", root=str(pictures))
+    for i in range(20):
+        (pictures / f"bad{i:02}.png").unlink()
+    with refused("bad20.png (", "bad21.png (", "bad22.png ("):
+        DATASETS.build("image_folder", root=str(pictures))
+
+
+def test_image_folders_classes_are_its_subfolders_in_alphabetical_order(pictures: Path) -> None:
+    for i, name in enumerate(("zebra", "Ant", "bee")):
+        os.replace(pictures / f"class{i}", pictures / name)
+    save(pictures / "bee" / "deeper" / "again.png", colour=(1, 2, 3))
+    folder = DATASETS.build("image_folder", root=str(pictures), image_size=4, test_fraction=0.3)
+    assert folder.class_names == ("Ant", "bee", "zebra")
+    both = torch.cat(folder.conditions["classes"])
+    assert both.bincount().tolist() == [3, 4, 4]  # pictures 0 … 9 lie in three folders by turns
+    for split in ("train", "test"):
+        examples = folder.split(split)
+        dark = examples.x.amax(dim=(1, 2, 3)) < 9
+        assert bool((examples.conditions["classes"][dark] == 1).all())
+    assert "; 3 classes; central crops, resized to 4×4; " in folder.describe()
+    save(pictures / "stray.png")
+    stray = DATASETS.build("image_folder", root=str(pictures), image_size=4)
+    assert (stray.conditions, stray.class_names, stray.num_classes) == ({}, (), 0)
+
+
+def coloured(folder: Path, *names: str) -> None:
+    """Write pictures whose red is 10, 20, …, in the order of the names."""
+    for i, name in enumerate(names):
+        save(folder / name, colour=(10 * (i + 1), 0, 0))
+
+
+def reds(x: torch.Tensor) -> list[int]:
+    return [int(red) for red in x[:, 0, 0, 0]]
+
+
+def test_folders_train_and_test_are_the_splits_and_hold_the_classes(tmp_path: Path) -> None:
+    names = ("train/cat/a.png", "train/ant/b.png", "train/cat/deep/c.png", "test/cat/d.png", "test/cat/e.png")
+    coloured(tmp_path, *names)
+    (tmp_path / "readme.txt").touch()
+    folder = DATASETS.build("image_folder", root=str(tmp_path), image_size=2, test_fraction=0.9)
+    assert reds(folder.train) == [20, 10, 30]  # in the order of the paths
+    assert reds(folder.test) == [40, 50]
+    assert folder.class_names == ("ant", "cat")  # one that is only in train is no harm
+    assert [c.tolist() for c in folder.conditions["classes"]] == [[0, 1, 1], [1, 1]]
+    assert "; 2 classes; central crops, resized to 2×2, split by folder; 3 train, 2 test" in folder.describe()
+    coloured(tmp_path, "test/f.png")
+    assert DATASETS.build("image_folder", root=str(tmp_path), image_size=2).conditions == {}
+    coloured(tmp_path, "other/f.png")  # with a third folder they are nothing special
+    third = DATASETS.build("image_folder", root=str(tmp_path), image_size=2)
+    assert third.class_names == ("other", "test", "train")
+    assert len(third.test) == 1
+
+
+def test_a_class_that_is_only_in_test_is_refused(tmp_path: Path) -> None:
+    coloured(tmp_path, "train/cat/a.png", "test/cat/b.png", "test/dog/c.png", "test/ant/c.png")
+    with refused(f"root='{tmp_path}'", "every class of test in train", "only in test: ant, dog"):
+        DATASETS.build("image_folder", root=str(tmp_path))
+
+
+# Shapes of pictures: a red frame around blue, so that it can be seen what was left of them
+
+
+def framed(path: Path, height: int, width: int, alpha: bool = False) -> np.ndarray:
+    """Write a blue picture with red columns at the left and right quarter, or these transparent."""
+    from PIL import Image
+
+    pixels = np.zeros((height, width, 4), np.uint8)
+    pixels[..., 2:] = 255
+    pixels[:, : width // 4] = pixels[:, width - width // 4 :] = (255, 0, 0, 0 if alpha else 255)
+    Image.fromarray(pixels if alpha else pixels[..., :3]).save(path)
+    return pixels[..., :3]
+
+
+def fitted(folder: Path, fit: str, image_size: int | tuple[int, int]) -> np.ndarray:
+    """Return the only kind of picture in the folder, written twice: (H, W, C)."""
+    data = DATASETS.build("image_folder", root=str(folder), image_size=image_size, fit=fit, test_fraction=0.5)
+    assert torch.equal(data.train, data.test)
+    return data.train[0].permute(1, 2, 0).numpy()
+
+
+def test_fit_of_a_wide_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "ab":
+        pixels = framed(tmp_path / f"{name}.png", 8, 32)
+    blue, red, white = (0, 0, 255), (255, 0, 0), (255, 255, 255)
+    square = fitted(tmp_path, "crop", 8)  # columns 12 to 19, inside of the blue
+    np.testing.assert_array_equal(square, pixels[:, 12:20])
+    np.testing.assert_array_equal(fitted(tmp_path, "crop", (8, 16)), pixels[:, 8:24])
+    np.testing.assert_array_equal(fitted(tmp_path, "crop", (8, 24)), pixels[:, 4:28])
+    np.testing.assert_array_equal(fitted(tmp_path, "crop", (2, 2)), np.full((2, 2, 3), blue))
+    tall = fitted(tmp_path, "crop", (16, 8))  # the central 8×4, enlarged
+    assert tall.shape == (16, 8, 3)
+    np.testing.assert_array_equal(tall, np.broadcast_to(blue, (16, 8, 3)))
+
+    padded = fitted(tmp_path, "pad", (12, 32))  # it fits as it is
+    np.testing.assert_array_equal(padded[2:10], pixels)
+    assert (padded[[0, 1, 10, 11]] == white).all()
+    padded = fitted(tmp_path, "pad", 16)  # halved: 4 rows in the middle
+    assert (padded[6:10, 7:9] == blue).all()  # away from the edges, around which Lanczos rings
+    assert (padded[6:10, [0, 15]] == red).all()
+    assert (padded[[*range(6), *range(10, 16)]] == white).all()
+    padded = fitted(tmp_path, "pad", (8, 40))  # narrower than wanted: white at the sides
+    np.testing.assert_array_equal(padded[:, 4:36], pixels)
+    assert (padded[:, :4] == white).all()
+    assert (padded[:, 36:] == white).all()
+
+    stretched = fitted(tmp_path, "stretch", (16, 32))
+    np.testing.assert_array_equal(stretched, pixels[:1].repeat(16, axis=0))
+    expected = Image.fromarray(pixels).resize((10, 6), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(fitted(tmp_path, "stretch", (6, 10)), np.asarray(expected))
+    np.testing.assert_array_equal(fitted(tmp_path, "none", (8, 32)), pixels)
+
+
+def test_square_crops_are_those_of_the_central_square(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for height, width in ((31, 48), (53, 20), (7, 7), (1, 9)):
+        pixels = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+        for name in "ab":
+            Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        side, left, top = min(height, width), max(0, width - height) // 2, max(0, height - width) // 2
+        square = Image.fromarray(pixels[top : top + side, left : left + side])
+        expected = np.asarray(square.resize((16, 16), Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(fitted(tmp_path, "crop", 16), expected)
+        np.testing.assert_array_equal(fitted(tmp_path, "crop", (16, 16)), expected)
+
+
+def test_extreme_shapes_keep_a_pixel(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png", size=(400, 1))
+    assert (fitted(tmp_path, "pad", 8)[3] == (200, 100, 50)).all()  # one row is left of it
+    assert (fitted(tmp_path, "crop", (400, 1)) == (200, 100, 50)).all()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch", "none"])
+def test_transparency_lies_on_white_however_pictures_fit(tmp_path: Path, fit: str) -> None:
+    for name in "ab":
+        framed(tmp_path / f"{name}.png", 8, 16, alpha=True)
+    picture = fitted(tmp_path, fit, (8, 16))
+    assert (picture[:, [0, 1, 14, 15]] == 255).all()  # not the red behind it
+    assert (picture[:, 6:10] == (0, 0, 255)).all()
+    if fit == "pad":
+        assert (fitted(tmp_path, fit, 16)[:, [0, 15]] == 255).all()
+
+
+def test_grey_pictures_are_padded_with_white(tmp_path: Path) -> None:
+    coloured(tmp_path, "a.png", "b.png")  # 30×20
+    data = DATASETS.build("image_folder", root=str(tmp_path), image_size=30, channels=1, fit="pad", test_fraction=0.5)
+    assert data.shape == (1, 30, 30)
+    assert bool((data.train[..., :5] == 255).all())
+    assert bool((data.train[..., 25:] == 255).all())
+    assert bool((data.train[..., 5:25] < 10).all())
+
+
+@pytest.mark.parametrize(
+    ("fit", "words"),
+    [
+        ("crop", "central crops, resized to 30×20"),
+        ("pad", "whole pictures, resized to fit into 30×20 on white"),
+        ("stretch", "whole pictures, stretched to 30×20"),
+        ("none", "pictures of 30×20 as they are"),
+    ],
+)
+def test_the_note_says_what_was_done(tmp_path: Path, fit: str, words: str) -> None:
+    coloured(tmp_path, "a.png", "b.png", "c.png")
+    data = DATASETS.build("image_folder", root=str(tmp_path), image_size=(30, 20), fit=fit)
+    assert data.note == words
+    assert data.describe().startswith("image_folder: images 3×30×20; ")
+    assert f"; {words}; 2 train, 1 test" in data.describe()
+
+
+def test_pictures_of_another_size_are_listed_at_once(tmp_path: Path) -> None:
+    coloured(tmp_path, "a.png", "b.png")
+    save(tmp_path / "sub" / "c.png", size=(30, 20))
+    expected = "fit='none': expected only pictures of 30×20 pixels (height×width), not "
+    with refused(f"{expected}sub/c.png (20×30); ", "let fit be crop, pad or stretch"):
+        DATASETS.build("image_folder", root=str(tmp_path), image_size=(30, 20), fit="none")
+    for i in range(25):
+        save(tmp_path / f"wide{i:02}.png", size=(10 + i, 9))
+    some = ", ".join(f"wide{i:02}.png (9×{10 + i})" for i in range(19))
+    with refused(f"{expected}sub/c.png (20×30), {some} and 6 more; "):
+        DATASETS.build("image_folder", root=str(tmp_path), image_size=(30, 20), fit="none")
+
+
+def test_height_and_width_of_an_option() -> None:
+    assert height_and_width(32) == (32, 32)
+    assert height_and_width((32, 48)) == height_and_width([32, 48]) == (32, 48)
 
 
 def test_image_folder_refuses_bad_options(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -492,6 +867,13 @@ def test_image_folder_refuses_bad_options(pictures: Path, tmp_path_factory: pyte
         ({"root": str(empty)}, (str(empty), "pictures in it")),
         ({"channels": 4}, ("channels=4", "1 (grey) or 3 (RGB)")),
         ({"image_size": 0}, ("image_size=0", "at least 1")),
+        ({"image_size": 2.0}, ("image_size=2.0", "a whole number of at least 1, or two: (height, width)")),
+        ({"image_size": True}, ("image_size=True", "a whole number")),
+        ({"image_size": (32, 0)}, ("image_size=(32, 0)", "two: (height, width)")),
+        ({"image_size": (32,)}, ("image_size=(32,)", "two: (height, width)")),
+        ({"image_size": (3, 32, 32)}, ("image_size=(3, 32, 32)", "two: (height, width)")),
+        ({"image_size": "32"}, ("image_size='32'", "two: (height, width)")),
+        ({"fit": "cover"}, ("fit='cover'", "one of crop, pad, stretch, none")),
         ({"test_fraction": 0.0}, ("test_fraction=0.0",)),
         ({"test_fraction": 1.0}, ("test_fraction=1.0", "less than 1")),
     ]
@@ -617,6 +999,40 @@ def test_mixture_has_equal_modes_on_a_circle() -> None:
     assert len(places) == 5
     assert bool((places.norm(dim=1) / 1000 - math.sqrt(2.0) < 1e-3).all())
     assert float(((counts - 1600.0).square() / 1600.0).sum()) < 23.5  # χ² with 4 degrees of freedom, p = 1e-4
+
+
+def test_mixtures_classes_are_its_gaussians() -> None:
+    toy = DATASETS.build("mixture", num_samples=500, modes=5, std=0.0)
+    for x, classes in ((toy.train, toy.conditions["classes"][0]), (toy.test, toy.conditions["classes"][1])):
+        angle = 2.0 * math.pi * classes / 5
+        torch.testing.assert_close(x, math.sqrt(2.0) * torch.stack([angle.cos(), angle.sin()], dim=1))
+    assert toy.num_classes == 5
+    assert DATASETS.build("mixture", num_samples=1).num_classes == 8  # however few are drawn
+
+
+def test_two_moons_classes_are_its_moons() -> None:
+    toy = DATASETS.build("two_moons", num_samples=500, std=0.0)
+    scale = math.sqrt(0.5 * (0.75 + 0.5625 - 1.0 / math.pi))
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.5]])
+    for x, classes in ((toy.train, toy.conditions["classes"][0]), (toy.test, toy.conditions["classes"][1])):
+        from_centre = x * scale + torch.tensor([0.5, 0.25]) - centres[classes]
+        torch.testing.assert_close(from_centre.norm(dim=1), torch.ones(500))
+        assert torch.equal(from_centre[:, 1] > 0.0, classes == 0)
+    assert toy.class_names == ("upper", "lower")
+
+
+def test_swiss_roll_has_no_classes() -> None:
+    assert DATASETS.build("swiss_roll", num_samples=5).conditions == {}
+
+
+def test_classes_do_not_change_the_points_of_a_seed() -> None:
+    """The points are those of the same draws made in the same order without keeping a class."""
+    for sequence, split in zip(np.random.SeedSequence(3).spawn(2), ("train", "test"), strict=True):
+        rng = np.random.default_rng(sequence)
+        angle = 2.0 * math.pi * rng.integers(8, size=9) / 8
+        x, y = np.cos(angle) + 0.1 * rng.standard_normal(9), np.sin(angle) + 0.1 * rng.standard_normal(9)
+        expected = torch.from_numpy(np.stack([x, y], axis=1) / math.sqrt(0.5 + 0.1**2)).float()
+        assert torch.equal(DATASETS.build("mixture", num_samples=9, seed=3).split(split).x, expected)
 
 
 @pytest.mark.parametrize("name", TOYS)

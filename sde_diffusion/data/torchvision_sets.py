@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,13 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.data.base import DATASETS, Dataset
+from sde_diffusion.data.base import CLASSES, DATASETS, Dataset
 from sde_diffusion.errors import InputError, require
 
 DEFAULT_ROOT = "~/.cache/sde-diffusion"
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package ``dataset-fashion-mnist`` puts its idx.gz files."""
 _REMEDY = "delete it and fetch it again"
+_FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+)  # fmt: skip
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def _folder(root: str) -> Path:
@@ -42,11 +47,11 @@ def _download(name: str, make: Callable[..., object], root: Path, looked_for: st
         ) from error
 
 
-def _read_idx_images(path: Path) -> Tensor:
-    """Read an idx3-ubyte file, compressed or not: uint8 (N, 1, H, W).
+def _read_idx(path: Path, what: str, rank: int) -> Tensor:
+    """Read an idx-ubyte file, compressed or not: uint8 (N, H, W) of rank 3, (N,) of rank 1.
 
-    torchvision reads only uncompressed files in its own layout, and the format is a 16-byte header (magic number, N,
-    H, W: big-endian 32-bit) before the pixels; hence these few lines.
+    torchvision reads only uncompressed files in its own layout, and the format is a header (magic number, then the
+    shape: big-endian 32-bit) before the bytes; hence these few lines.
 
     Raises:
         InputError: if the file cannot be read, is truncated or is something else; names it.
@@ -56,12 +61,31 @@ def _read_idx_images(path: Path) -> Tensor:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"file='{path}': cannot be read ({error}); {_REMEDY}") from error
-    header = np.frombuffer(content, dtype=">u4", count=4) if len(content) >= 16 else np.zeros(4, np.uint32)
+    length = 4 * (1 + rank)
+    header = np.frombuffer(content, ">u4", count=1 + rank) if len(content) >= length else np.zeros(1 + rank, np.uint32)
     magic, *shape = header.tolist()
-    require(magic == 0x803, "file", str(path), "an idx3-ubyte file of images (magic number 0x803)", _REMEDY)
-    size = 16 + shape[0] * shape[1] * shape[2]
+    kind = f"an idx{rank}-ubyte file of {what} (magic number 0x80{rank})"
+    require(magic == 0x800 + rank, "file", str(path), kind, _REMEDY)
+    size = length + math.prod(shape)
     require(len(content) == size, "file", str(path), f"{size} bytes as its header says, not {len(content)}", _REMEDY)
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).copy()).reshape(shape[0], 1, shape[1], shape[2])
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=length).copy()).reshape(shape)
+
+
+def _read_labels(images: Path, size: int) -> Tensor:
+    """Read the labels beside an idx file of ``size`` images, compressed or not: int64 (N,).
+
+    Raises:
+        InputError: if there is no such file, or it is damaged or of another length; names it.
+    """
+    stem = images.name.removesuffix(".gz").replace("images-idx3", "labels-idx1")
+    both = [images.with_name(stem), images.with_name(f"{stem}.gz")]
+    path = next((path for path in both if path.is_file()), None)
+    if path is None:
+        missing = f"labels beside the images {images.name}, with or without .gz"
+        raise InputError(f"file='{both[0]}': expected {missing}; fetch this file too")
+    labels = _read_idx(path, "labels", 1).to(torch.int64)
+    require(len(labels) == size, "file", str(path), f"{size} labels, one for each image, not {len(labels)}", _REMEDY)
+    return labels
 
 
 def _find_idx(folders: Sequence[Path]) -> tuple[Path, Path] | None:
@@ -79,11 +103,12 @@ def fashion_mnist(root: str = DEFAULT_ROOT) -> Dataset:
     """70000 photographs of clothes, 28×28 pixels in 256 grey levels; 60000 train, 10000 test.
 
     Args:
-        root: a folder with the idx or idx.gz files, itself or in ``FashionMNIST/raw``, ``raw`` or ``fashion-mnist``;
-            Debian's ``dataset-fashion-mnist`` is looked at next, and then torchvision downloads into ``root``.
+        root: a folder with the idx or idx.gz files of images and labels, itself or in ``FashionMNIST/raw``, ``raw``
+            or ``fashion-mnist``; Debian's ``dataset-fashion-mnist`` is looked at next, and then torchvision downloads
+            into ``root``.
 
     Raises:
-        InputError: if there is no copy and no download, or a file is damaged.
+        InputError: if there is no copy and no download, or a file is damaged, or that of the labels is not there.
 
     References:
         H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
@@ -102,8 +127,9 @@ def fashion_mnist(root: str = DEFAULT_ROOT) -> Dataset:
         )
         _download("fashion_mnist", FashionMNIST, folder, looked_for)
         files = raw / "train-images-idx3-ubyte", raw / "t10k-images-idx3-ubyte"
-    train, test = (_read_idx_images(file) for file in files)
-    return Dataset("fashion_mnist", train, test, levels=256)
+    train, test = (_read_idx(file, "images", 3)[:, None] for file in files)
+    known = {CLASSES: (_read_labels(files[0], len(train)), _read_labels(files[1], len(test)))}
+    return Dataset("fashion_mnist", train, test, 256, known, _FASHION)
 
 
 @DATASETS.register("cifar10")
@@ -136,8 +162,9 @@ def cifar10(root: str = DEFAULT_ROOT) -> Dataset:
             require(intact, "file", str(archive), f"md5 {CIFAR10.tgz_md5}", _REMEDY)
         _download("cifar10", CIFAR10, folder, f"{CIFAR10.base_folder} and {CIFAR10.filename}")
     try:
-        splits = [CIFAR10(str(folder), train=train).data for train in (True, False)]
+        splits = [CIFAR10(str(folder), train=train) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise InputError(f"folder='{batches}': a file is missing or damaged ({error}); {_REMEDY}") from error
-    train, test = (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() for pixels in splits)
-    return Dataset("cifar10", train, test, levels=256)
+    train, test = (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous() for split in splits)
+    known = {CLASSES: (torch.tensor(splits[0].targets), torch.tensor(splits[1].targets))}
+    return Dataset("cifar10", train, test, 256, known, _CIFAR10)

@@ -12,35 +12,47 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sde_diffusion.data.base import DATASETS, Dataset
+from sde_diffusion.data.base import CLASSES, DATASETS, Dataset
 from sde_diffusion.errors import require_float, require_int
 
-_Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+_Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]
 
 
-def _toy(name: str, num_samples: int, seed: int, draw: _Draw, mean: tuple[float, float], variance: float) -> Dataset:
+def _toy(
+    name: str,
+    num_samples: int,
+    seed: int,
+    draw: _Draw,
+    mean: tuple[float, float],
+    variance: float,
+    class_names: tuple[str, ...] = (),
+) -> Dataset:
     """Draw both splits and standardise them.
 
     Args:
         name: the registered name.
         num_samples: size of either split.
         seed: any whole number ≥ 0.
-        draw: ``draw(rng, n)`` returns the two coordinates, (n,) each.
+        draw: ``draw(rng, n)`` returns the two coordinates and, if they have names, the classes, (n,) each.
         mean: exact mean of the two coordinates.
         variance: exact variance of a coordinate, the mean over both.
+        class_names: names of the classes, or none.
     """
     require_int("num_samples", num_samples, 1)
     require_int("seed", seed, 0)
-    splits = []
+    points, classes = [], []
     for sequence in np.random.SeedSequence(seed).spawn(2):
-        points = np.stack(draw(np.random.default_rng(sequence), num_samples), axis=1)
-        splits.append(torch.from_numpy((points - mean) / math.sqrt(variance)).to(torch.float32))
-    return Dataset(name, splits[0], splits[1], levels=None)
+        x, y, *of = draw(np.random.default_rng(sequence), num_samples)
+        scaled = (np.stack([x, y], axis=1) - mean) / math.sqrt(variance)
+        points.append(torch.from_numpy(scaled).to(torch.float32))
+        classes += [torch.from_numpy(c).to(torch.int64) for c in of]
+    known = {CLASSES: (classes[0], classes[1])} if class_names else {}
+    return Dataset(name, points[0], points[1], None, known, class_names)
 
 
 @DATASETS.register("mixture")
 def mixture(num_samples: int = 10000, seed: int = 0, modes: int = 8, std: float = 0.1) -> Dataset:
-    """Equal Gaussians evenly on a circle.
+    """Equal Gaussians evenly on a circle; a point's class is its Gaussian, counted from angle 0.
 
     Args:
         num_samples: size of either split.
@@ -54,16 +66,20 @@ def mixture(num_samples: int = 10000, seed: int = 0, modes: int = 8, std: float 
     require_int("modes", modes, 3)
     require_float("std", std, 0.0)
 
-    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        angle = 2.0 * math.pi * rng.integers(modes, size=n) / modes
-        return np.cos(angle) + std * rng.standard_normal(n), np.sin(angle) + std * rng.standard_normal(n)
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+        mode = rng.integers(modes, size=n)
+        angle = 2.0 * math.pi * mode / modes
+        return np.cos(angle) + std * rng.standard_normal(n), np.sin(angle) + std * rng.standard_normal(n), mode
 
-    return _toy("mixture", num_samples, seed, draw, (0.0, 0.0), 0.5 + std**2)
+    names = tuple(str(mode) for mode in range(modes))
+    return _toy("mixture", num_samples, seed, draw, (0.0, 0.0), 0.5 + std**2, names)
 
 
 @DATASETS.register("two_moons")
 def two_moons(num_samples: int = 10000, seed: int = 0, std: float = 0.05) -> Dataset:
     """Two interleaved half circles, (cos θ, sin θ) and (1 − cos θ, ½ − sin θ) with θ ~ U(0, π), plus Gaussian noise.
+
+    The former are class 0, "upper", the latter class 1, "lower".
 
     Args:
         num_samples: size of either split.
@@ -75,20 +91,20 @@ def two_moons(num_samples: int = 10000, seed: int = 0, std: float = 0.05) -> Dat
     """
     require_float("std", std, 0.0)
 
-    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
         angle, lower = math.pi * rng.random(n), rng.random(n) < 0.5
         x = np.where(lower, 1.0 - np.cos(angle), np.cos(angle))
         y = np.where(lower, 0.5 - np.sin(angle), np.sin(angle))
-        return x + std * rng.standard_normal(n), y + std * rng.standard_normal(n)
+        return x + std * rng.standard_normal(n), y + std * rng.standard_normal(n), lower
 
     # Var x = 3/4 and Var y = 9/16 − 1/π, by E sin θ = 2/π and E cos²θ = E sin²θ = ½.
     variance = 0.5 * (0.75 + 0.5625 - 1.0 / math.pi) + std**2
-    return _toy("two_moons", num_samples, seed, draw, (0.5, 0.25), variance)
+    return _toy("two_moons", num_samples, seed, draw, (0.5, 0.25), variance, ("upper", "lower"))
 
 
 @DATASETS.register("swiss_roll")
 def swiss_roll(num_samples: int = 10000, seed: int = 0, std: float = 0.3) -> Dataset:
-    """A spiral (θ cos θ, θ sin θ) with θ ~ U(3π/2, 9π/2), plus Gaussian noise.
+    """A spiral (θ cos θ, θ sin θ) with θ ~ U(3π/2, 9π/2), plus Gaussian noise; without classes.
 
     Args:
         num_samples: size of either split.
@@ -101,7 +117,7 @@ def swiss_roll(num_samples: int = 10000, seed: int = 0, std: float = 0.3) -> Dat
     require_float("std", std, 0.0)
     start, stop = 1.5 * math.pi, 4.5 * math.pi
 
-    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
         angle = rng.uniform(start, stop, n)
         x, y = angle * np.cos(angle), angle * np.sin(angle)
         return x + std * rng.standard_normal(n), y + std * rng.standard_normal(n)
