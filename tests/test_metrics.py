@@ -1,7 +1,8 @@
-"""Ground truth 14 and what surrounds it: Fréchet distances of known Gaussians, extractors, caching, refusals."""
+"""Ground truth 14 and what surrounds it: Fréchet distances of known Gaussians, extractors, coordinates, refusals."""
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sde_diffusion.data import DATASETS
 from sde_diffusion.evaluation import metrics
 from sde_diffusion.evaluation.extractors import BUILT_IN, WEIGHTS, metric_name
 from sde_diffusion.evaluation.metrics import (
+    Coordinates,
     Extractor,
     Features,
     bootstrap_error,
@@ -203,3 +205,126 @@ def test_a_network_of_one_layer_whose_code_and_weights_come_from_its_hub(
     found = measure(samples, reference, extractor.metric)
     assert {"FD-dinov2-vit-s-14", "KID", "precision"} <= set(found)
     assert "IS" not in found
+
+
+COORDINATES = Coordinates()
+OF_COORDINATES = ["energy distance", "sliced Wasserstein", "two-sample p", "precision", "recall"]
+OF_NETWORKS = ["FD", "FD ∞", "KID", "IS", "precision", "recall"]
+
+
+def vectors(n: int, seed: int, shift: float = 0.0) -> Tensor:
+    """Three components of means −3, 0 and 100 and deviations 0.1, 1 and 5, moved by ``shift`` deviations."""
+    mean, std = torch.tensor([-3.0, 0.0, 100.0]).double(), torch.tensor([0.1, 1.0, 5.0]).double()
+    return gaussian(n, mean + shift * std, std, seed).float()
+
+
+def names(found: dict[str, float]) -> list[str]:
+    return sorted(name for name in found if not name.endswith(" error"))
+
+
+def test_each_kind_of_features_has_its_own_metrics_and_the_headline_first() -> None:
+    data = COORDINATES(vectors(80, 0))
+    found = measure(COORDINATES(vectors(60, 1)), data, COORDINATES.metric)
+    assert names(found) == sorted(OF_COORDINATES)
+    assert list(found)[:2] == ["energy distance", "energy distance error"]
+    x = torch.randn(80, 10, generator=torch.Generator().manual_seed(0))
+    of_network = measure(Features(x[:60], x[:60]), Features(x, x), "FD")
+    assert names(of_network) == sorted(OF_NETWORKS)
+    assert list(of_network)[:2] == ["FD", "FD error"]
+    with pytest.raises(sd.InputError, match="samples='coordinates': expected a network's features as of the ref"):
+        measure(Features(x, None, coordinates=True), Features(x, x), "FD")
+
+
+def test_coordinates_are_the_samples_as_they_are() -> None:
+    x = torch.randn(7, 2, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(COORDINATES(x).features, x.reshape(7, 8))
+    assert COORDINATES(x.double()).features.dtype == torch.float64
+    assert COORDINATES(x.bfloat16()).features.dtype == torch.float32
+    assert COORDINATES(x[:, 0, 0]).features.shape == (7, 1)
+    found = COORDINATES(x)
+    assert found.coordinates
+    assert found.logits is None
+    kept = metrics.join([Features.of_arrays(found.arrays()), found])  # as a sweep keeps batches
+    assert kept.coordinates
+    assert torch.equal(kept.features, found.features.repeat(2, 1))
+    assert not Features.of_arrays(Features(found.features, found.features).arrays()).coordinates
+    with pytest.raises(sd.InputError, match=r"samples.shape=\(0, 3\): expected one sample or more"):
+        COORDINATES(x.new_zeros(0, 3))
+
+
+def test_measures_of_coordinates_tell_equal_laws_from_others() -> None:
+    data = COORDINATES(vectors(500, 0))
+    equal = measure(COORDINATES(vectors(400, 1)), data, COORDINATES.metric)
+    moved = measure(COORDINATES(vectors(400, 2, shift=2.0)), data, COORDINATES.metric)
+    assert abs(equal["energy distance"]) < 4.0 * equal["energy distance error"]
+    assert moved["energy distance"] > 10.0 * moved["energy distance error"]
+    # |m|²/D with m of two deviations of each component; that the empirical laws differ anyway adds what it does above.
+    exact = 2.0 * np.sqrt((0.1**2 + 1.0**2 + 5.0**2) / 3.0)
+    slack = 4.0 * moved["sliced Wasserstein error"] + equal["sliced Wasserstein"] ** 2 / exact
+    assert moved["sliced Wasserstein"] == pytest.approx(exact, abs=slack)
+    assert equal["two-sample p"] > 1e-3  # uniform: as rare as that
+    assert moved["two-sample p"] == 1e-3  # the least of 999 permutations
+    assert equal["precision"] > moved["precision"]
+    assert equal["recall"] > moved["recall"]
+
+
+def test_neighbours_of_coordinates_far_from_the_origin_are_found() -> None:
+    """10⁴ deviations away, where float32 squares round by 10⁸ · 2⁻²⁴ = 6 deviations²."""
+    x, y = gaussian(200, torch.zeros(2).double(), torch.ones(2).double(), 0), vectors(300, 1)[:, :2].double()
+    here, there = (measure(COORDINATES(x + place), COORDINATES(y + place), COORDINATES.metric) for place in (0.0, 1e4))
+    assert {name: there[name] for name in ("precision", "recall")} == {
+        name: here[name] for name in ("precision", "recall")
+    }
+    single = measure(COORDINATES((x + 1e4).float()), COORDINATES((y + 1e4).float()), COORDINATES.metric)
+    assert single["precision"] == pytest.approx(here["precision"], abs=0.02)  # of rounding places by 10⁴ · 2⁻²⁴
+
+
+def test_reference_coordinates_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    x = vectors(20, 0)
+    assert torch.equal(metrics.reference_features(COORDINATES, x).features, x)
+    assert not list(tmp_path.iterdir())
+    assert metrics.content_hash(x) != metrics.content_hash(x + 1.0)
+
+
+def test_samples_that_diverged_are_measured_as_nan_and_such_data_refused() -> None:
+    data, bad = vectors(40, 0), vectors(30, 1)
+    bad[3, 1] = torch.inf
+    good = measure(COORDINATES(vectors(30, 1)), COORDINATES(data), COORDINATES.metric)
+    found = measure(COORDINATES(bad), COORDINATES(data), COORDINATES.metric)
+    assert list(found) == list(good)
+    assert np.isnan(list(found.values())).all()
+    data[0] = torch.nan
+    with pytest.raises(sd.InputError, match="reference='NaN or infinite': expected finite numbers"):
+        measure(COORDINATES(bad), COORDINATES(data), COORDINATES.metric)
+
+
+def test_too_few_coordinates_say_the_minimum_of_samples() -> None:
+    enough, few = (COORDINATES(vectors(n, 0)) for n in (10, 9))
+    assert np.isfinite(list(measure(enough, enough, COORDINATES.metric).values())).all()
+    with pytest.raises(sd.InputError, match=r"^samples=9: expected at least 10 samples$"):
+        measure(few, enough, COORDINATES.metric)
+    metrics.require_enough(
+        "num_samples", 10, COORDINATES(torch.zeros(10, 3000)), kid_subset=1000
+    )  # no covariance, no KID
+
+
+def test_odd_coordinates_are_measured() -> None:
+    """One component; one that is constant; more samples than are compared pair by pair."""
+    constant = torch.cat([vectors(30, 0), torch.ones(30, 1)], dim=1)
+    for x in (constant, constant[:, :1], constant[:, 3:], torch.ones(5001, 1)):
+        found = measure(COORDINATES(x), COORDINATES(constant[:, : x.shape[1]]), COORDINATES.metric)
+        assert np.isfinite(list(found.values())).all()
+
+
+def test_a_metric_of_ones_own_sees_either_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics.METRICS, "_entries", dict(metrics.METRICS._entries))
+    monkeypatch.setattr(metrics.METRICS, "_sources", dict(metrics.METRICS._sources))
+    monkeypatch.setattr(metrics.METRICS, "_others", dict(metrics.METRICS._others))
+    runpy.run_path(str(Path(__file__).parent / "outside" / "own_metric.py"))
+    data = COORDINATES(vectors(80, 0))
+    moved = measure(COORDINATES(data.features + 0.1), data, COORDINATES.metric)
+    exact = float((0.1 / data.features.double().std(dim=0)).square().mean().sqrt())
+    assert moved["mean distance"] == pytest.approx(exact, rel=1e-4)  # float32 at 100 rounds 0.1 by 4 · 10⁻⁵
+    x = torch.randn(80, 10, generator=torch.Generator().manual_seed(0))
+    assert measure(Features(x, x), Features(x, x), "FD")["mean distance"] == 0.0

@@ -1,8 +1,11 @@
-"""Fréchet distance, KID, Inception score, precision and recall of samples against a data set, through torch-fidelity.
+"""Metrics of samples against a data set: of images through a feature network, of all other data as they are.
 
-Images are handed over in memory as uint8 and go through the feature network once; every metric is then computed from
-the features by torch-fidelity's own functions. A Fréchet distance is biased by 1/N: beside it stands its extrapolation
-to infinitely many samples, and a bootstrap's standard error.
+Images are handed over in memory as uint8 and go through the feature network once; Fréchet distance, KID, Inception
+score, precision and recall are then computed from the features by torch-fidelity's own functions. A Fréchet distance
+is biased by 1/N: beside it stands its extrapolation to infinitely many samples, and a bootstrap's standard error.
+
+Vectors, series and volumes have no feature network: their features are their coordinates, compared by energy distance,
+sliced Wasserstein distance, a two-sample test, precision and recall.
 
 References:
     M. Heusel et al., 2017, arXiv:1706.08500 (FID). M. Bińkowski et al., 2018, arXiv:1801.01401 (KID). T. Salimans et
@@ -13,6 +16,7 @@ References:
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +29,9 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation import extractors
+from sde_diffusion.evaluation.distances import energy_distance, sliced_wasserstein, thinned, two_sample_test
 from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.ops import per_example
 from sde_diffusion.registry import Registry
 
 NEIGHBOURS = 3
@@ -38,36 +44,46 @@ SUBSETS = {True: 10, False: 1}
 NEIGHBOUR_BATCH = 2000
 """Images whose distances to all others are held at a time."""
 FEW_FEATURES = 512
+LEAST = 10
+"""Samples of any comparison, and splits of the Inception score."""
+COORDINATES_MOST = 5000
+"""Samples of either set whose coordinates are compared pair by pair; of more, as many are drawn."""
 _FRACTIONS = np.linspace(0.3, 1.0, 8)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a feature network makes of N images.
+    """What a feature network makes of N images, or the coordinates of N samples that have none.
 
     Attributes:
-        features: (N, F), for the Fréchet distance, KID, precision and recall.
+        features: (N, F), for all metrics but the Inception score.
         logits: (N, C), for the Inception score; None of a network that does not classify.
+        coordinates: whether features are the samples themselves, in the units of the data, and not a network's.
     """
 
     features: Tensor
     logits: Tensor | None
+    coordinates: bool = False
 
     def arrays(self) -> dict[str, Any]:
         """Return what there is by name, to be kept in a file."""
-        return {name: value.numpy() for name, value in vars(self).items() if value is not None}
+        found: dict[str, Any] = {"features": self.features.numpy()}
+        if self.logits is not None:
+            found["logits"] = self.logits.numpy()
+        return found | ({"coordinates": np.array(True)} if self.coordinates else {})
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, np.ndarray]) -> Features:
         """Return what :meth:`arrays` gave; other names are left alone."""
         logits = torch.from_numpy(arrays["logits"]) if "logits" in arrays else None
-        return cls(torch.from_numpy(arrays["features"]), logits)
+        return cls(torch.from_numpy(arrays["features"]), logits, "coordinates" in arrays)
 
 
 def join(parts: Sequence[Features]) -> Features:
     """Return the features of several batches as one."""
     logits = [part.logits for part in parts if part.logits is not None]
-    return Features(torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None)
+    features = torch.cat([part.features for part in parts])
+    return Features(features, torch.cat(logits) if logits else None, parts[0].coordinates)
 
 
 class Extractor:
@@ -131,8 +147,26 @@ class Extractor:
         return join(parts)
 
 
+class Coordinates:
+    """What stands in for an :class:`Extractor` where data have no feature network: the samples themselves."""
+
+    name = "coordinates"
+    digest = "coordinates as they are"
+    metric = "energy distance"
+
+    def __call__(self, x: Tensor) -> Features:
+        """Return samples (N, *) as features (N, D), on the CPU, float32 (float64 if they are); NaN is let through.
+
+        Raises:
+            InputError: if there are none.
+        """
+        require(x.ndim > 0 and x.numel() > 0, "samples.shape", tuple(x.shape), "one sample or more, (N, *)")
+        x = per_example(x.detach().cpu())
+        return Features(x if x.dtype == torch.float64 else x.float(), None, coordinates=True)
+
+
 def content_hash(images: Tensor) -> str:
-    """Return the SHA-256 of images: shape, dtype and every pixel."""
+    """Return the SHA-256 of images, or of other data: shape, dtype and every number."""
     found = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
     found.update(images.contiguous().numpy().tobytes())
     return found.hexdigest()
@@ -143,8 +177,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-diffusion"
 
 
-def reference_features(extractor: Extractor, images: Tensor) -> Features:
-    """Return the features of a data set, computed once and kept under the hashes of images and extractor."""
+def reference_features(extractor: Extractor | Coordinates, images: Tensor) -> Features:
+    """Return the features of a data set, computed once and kept under the hashes of images and extractor.
+
+    Coordinates, being the data, are not kept.
+    """
+    if isinstance(extractor, Coordinates):
+        return extractor(images)
     key = hashlib.sha256(f"{extractor.digest} {content_hash(images)}".encode()).hexdigest()
     path = cache_folder() / f"{extractor.name}-{key[:24]}.npz"
     if path.exists():
@@ -158,17 +197,21 @@ def reference_features(extractor: Extractor, images: Tensor) -> Features:
 
 
 def require_enough(name: str, count: int, reference: Features, kid_subset: int = 0) -> None:
-    """Refuse a number of images that is too small for some metric.
+    """Refuse a number of images, or other samples, that is too small for some metric.
 
     Args:
         name: what the number is called, for the message.
 
     Raises:
-        InputError: names the least number: for a covariance of full rank, KID subsets, the score's ten splits.
+        InputError: names the least number: for a covariance of full rank, KID subsets, the score's ten splits; of
+            coordinates always 10.
     """
     require_int("kid_subset", kid_subset, 0)
+    if reference.coordinates:
+        require(count >= LEAST, name, count, f"at least {LEAST} samples")
+        return
     features = reference.features.shape[1]
-    least = max(features + 1, kid_subset, 10)
+    least = max(features + 1, kid_subset, LEAST)
     why = f"KID subsets of {kid_subset}" if kid_subset == least else f"{features} features"
     require(count >= least, name, count, f"at least {least} images for {why}")
 
@@ -218,9 +261,9 @@ class Comparison:
     Attributes:
         samples: features of the samples.
         reference: features of the data.
-        name: of the Fréchet distance, as :attr:`Extractor.metric`.
+        name: of the headline: the Fréchet distance, as :attr:`Extractor.metric`, or :attr:`Coordinates.metric`.
         kid_subset: images of a KID subset; 0 takes 1,000, or half of what there is.
-        seed: of subsets and resamples.
+        seed: of subsets, resamples, projections and permutations.
     """
 
     samples: Features
@@ -229,14 +272,24 @@ class Comparison:
     kid_subset: int = 0
     seed: int = 0
 
+    @property
+    def coordinates(self) -> bool:
+        """Whether features are the samples themselves, and not a network's."""
+        return self.reference.coordinates
+
 
 METRICS: Registry[dict[str, float]] = Registry("metric")
-"""Functions of a :class:`Comparison` that return numbers by name; the error of "x" is called "x error"."""
+"""Functions of a :class:`Comparison` that return numbers by name; the error of "x" is called "x error".
+
+One that does not apply to such features returns nothing.
+"""
 
 
 @METRICS.register("frechet")
 def frechet_distance(given: Comparison) -> dict[str, float]:
-    """The Fréchet distance, its bootstrap error, and its value without the samples' bias."""
+    """The Fréchet distance, its bootstrap error, and its value without the samples' bias; nothing of coordinates."""
+    if given.coordinates:
+        return {}
     x, y = given.samples.features, given.reference.features
     return {
         given.name: frechet(x, y),
@@ -247,9 +300,11 @@ def frechet_distance(given: Comparison) -> dict[str, float]:
 
 @METRICS.register("kid")
 def kernel_distance(given: Comparison) -> dict[str, float]:
-    """KID, the mean over subsets, and its spread."""
+    """KID, the mean over subsets, and its spread; nothing of coordinates."""
     from torch_fidelity.metric_kid import kid_features_to_metric
 
+    if given.coordinates:
+        return {}
     x, y = given.samples.features, given.reference.features
     subset = given.kid_subset or min(KID_SUBSET, len(x) // 2, len(y) // 2)  # of all images there is but one subset
     found = kid_features_to_metric(x, y, kid_subset_size=subset, rng_seed=given.seed, verbose=False)
@@ -259,10 +314,16 @@ def kernel_distance(given: Comparison) -> dict[str, float]:
 
 @METRICS.register("precision_recall")
 def precision_and_recall(given: Comparison) -> dict[str, float]:
-    """The shares of samples near the data, and of data near the samples, of sets of one size."""
+    """The shares of samples near the data, and of data near the samples, of sets of one size.
+
+    Of coordinates at most 5,000, in float64 and about the mean of the data: their distances may be small beside it.
+    """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     x, y = given.samples.features, given.reference.features
+    if given.coordinates:
+        centre = y.double().mean(dim=0)
+        x, y = thinned(x, COORDINATES_MOST, given.seed).double() - centre, y.double() - centre
     generator = torch.Generator().manual_seed(given.seed)
     equal = y[torch.randperm(len(y), generator=generator)[: len(x)]]
     memory = {"save_cpu_ram": True, "prc_batch_size": NEIGHBOUR_BATCH}
@@ -281,23 +342,61 @@ def inception_score(given: Comparison) -> dict[str, float]:
     return {name: float(score[f"inception_score_{end}"]) for name, end in {"IS": "mean", "IS error": "std"}.items()}
 
 
+@METRICS.register("energy_distance")
+def energy_of_coordinates(given: Comparison) -> dict[str, float]:
+    """The energy distance and its jackknife error, of at most 5,000 of either set; nothing of a network's features."""
+    if not given.coordinates:
+        return {}
+    x, y = (thinned(f.features, COORDINATES_MOST, given.seed) for f in (given.samples, given.reference))
+    found = energy_distance(x, y)
+    return {given.name: found.value, f"{given.name} error": found.std_error}
+
+
+@METRICS.register("sliced_wasserstein")
+def transport_of_coordinates(given: Comparison) -> dict[str, float]:
+    """The sliced 2-Wasserstein distance and its error; nothing of a network's features."""
+    if not given.coordinates:
+        return {}
+    found = sliced_wasserstein(given.samples.features, given.reference.features, seed=given.seed)
+    return {"sliced Wasserstein": found.value, "sliced Wasserstein error": found.std_error}
+
+
+@METRICS.register("two_sample")
+def significance_of_coordinates(given: Comparison) -> dict[str, float]:
+    """The p-value of the permutation test of the energy distance; nothing of a network's features."""
+    if not given.coordinates:
+        return {}
+    return {"two-sample p": two_sample_test(given.samples.features, given.reference.features, seed=given.seed).p_value}
+
+
 def measure(samples: Features, reference: Features, name: str, kid_subset: int = 0, seed: int = 0) -> dict[str, float]:
-    """Return all registered metrics of samples against a reference.
+    """Return all registered metrics of samples against a reference, the headline first.
+
+    Coordinates of samples that are not all finite have every metric NaN: a sampler that diverged is no mistake of the
+    caller's.
 
     Args:
-        name: of the Fréchet distance, as :attr:`Extractor.metric`.
+        name: of the headline, as :attr:`Extractor.metric` or :attr:`Coordinates.metric`.
         kid_subset: images of a KID subset; 0 takes 1,000, or half of what there is.
-        seed: of subsets and resamples.
+        seed: of subsets, resamples, projections and permutations.
 
     Raises:
-        InputError: on too few images for a metric; names the least number.
+        InputError: on too few images or samples for a metric; names the least number. On a reference of other features,
+            or coordinates that are not finite.
     """
     x, y = samples.features, reference.features
     require(x.shape[1] == y.shape[1], "features", x.shape[1], f"{y.shape[1]} as of the reference")
+    kinds = {True: "coordinates", False: "a network's features"}
+    kind, expected = kinds[samples.coordinates], kinds[reference.coordinates]
+    require(kind == expected, "samples", kind, f"{expected} as of the reference")
     for what, count in (("samples", len(x)), ("reference", len(y))):
         require_enough(what, count, reference, kid_subset)
-    given = Comparison(samples, reference, name, kid_subset, seed)
+    finite = [not part.coordinates or bool(part.features.isfinite().all()) for part in (samples, reference)]
+    require(finite[1], "reference", "NaN or infinite", "finite numbers")
+    diverged = not finite[0]
+    given = Comparison(reference if diverged else samples, reference, name, kid_subset, seed)
+    first = "energy_distance" if given.coordinates else "frechet"
     found: dict[str, float] = {}
-    for metric in ("frechet", *(other for other in METRICS if other != "frechet")):
+    for metric in (first, *(other for other in METRICS if other != first)):
         found |= METRICS[metric](given)
-    return found
+    return dict.fromkeys(found, math.nan) if diverged else found
