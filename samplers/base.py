@@ -166,8 +166,8 @@ class Sampler(ABC):
             conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
         Raises:
-            InputError: on a bad shape or seed, conditions that the denoiser does not take or that are missing, or if the
-                state becomes non-finite (names the step and the time).
+            InputError: on a bad shape or seed, conditions that the denoiser does not take or that are missing, or if
+                the state becomes non-finite (names the step and the time).
         """
         ok = len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")

@@ -18,7 +18,7 @@ from samplers import SAMPLERS, Sampler
 from sde_diffusion.codecs import CODECS, Codec, codec_for
 from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.data import DATASETS, Dataset
-from sde_diffusion.data.image_folder import image_sides
+from sde_diffusion.data.image_folder import height_and_width
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.guidance import GUIDANCE, THRESHOLDS
@@ -135,7 +135,7 @@ def known_shape(config: ConfigDict) -> tuple[int, ...] | None:
     """Return the shape of an example of ``config.data`` where its name and options tell it; else None."""
     if config.data.name == "image_folder":
         options = config.data.image_folder
-        return options.channels, *image_sides(options.image_size)
+        return options.channels, *height_and_width(options.image_size)
     return {"cifar10": (3, 32, 32), "fashion_mnist": (1, 28, 28)}.get(config.data.name)
 
 

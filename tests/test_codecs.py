@@ -10,7 +10,16 @@ import pytest
 import torch
 
 import sde_diffusion as sd
-from sde_diffusion.codecs import CODECS, Codec, GreyLevels, Identity, Standardised, codec_for, describe_codec, stored_codec
+from sde_diffusion.codecs import (
+    CODECS,
+    Codec,
+    GreyLevels,
+    Identity,
+    Standardised,
+    codec_for,
+    describe_codec,
+    stored_codec,
+)
 from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError
@@ -40,7 +49,8 @@ def test_standardised_data_have_zero_mean_and_unit_variance() -> None:
     assert z.dtype == torch.float32
     # float32 near 100 with a deviation of 0.1 … 50: rounding of the data themselves, 100 · 2⁻²⁴, and of the sums.
     torch.testing.assert_close(z.double().mean(dim=0), torch.zeros(5, dtype=torch.float64), atol=1e-5, rtol=0.0)
-    torch.testing.assert_close(z.double().std(dim=0, correction=0), torch.ones(5, dtype=torch.float64), atol=1e-5, rtol=0)
+    deviation = z.double().std(dim=0, correction=0)
+    torch.testing.assert_close(deviation, torch.ones(5, dtype=torch.float64), atol=1e-5, rtol=0.0)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 64), (1, 8, 8, 8), (3, 8, 8)])
@@ -81,13 +91,9 @@ def test_the_log_weight_is_the_change_of_variables() -> None:
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (codec.mean, codec.std))  # type: ignore[attr-defined]
         return (flat - mean) / std
 
-    torch.testing.assert_close(encode(row).float(), codec.encode(row)[0])  # the map that is differentiated is the codec's
+    torch.testing.assert_close(encode(row).float(), codec.encode(row)[0])  # the codec's own map is differentiated
     jacobian = torch.autograd.functional.jacobian(encode, row[0])
     assert float(codec.encode(x[:1])[1]) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), rel=1e-12)
-
-
-def law_of(covariance: torch.Tensor, mean: torch.Tensor) -> sd.Gaussian:
-    return sd.Gaussian(mean, covariance)
 
 
 def test_log_p_of_standardised_data_is_the_closed_form() -> None:
@@ -178,7 +184,7 @@ def test_every_codec_is_stored_and_decodes_what_it_encodes() -> None:
 def test_what_cannot_be_encoded_is_refused() -> None:
     x = vectors()
     x[:, 3] = 7.25
-    with pytest.raises(InputError, match=r"mine: column 3 \(always 7.25\): constant, so that it cannot be standardised"):
+    with pytest.raises(InputError, match=r"mine: column 3 \(always 7.25\): constant, so that it cannot be stand"):
         codec_for(dataset(x))
     with pytest.raises(InputError, match=r"mine: column mass \(always 7.25\)"):
         codec_for(dataset(x, columns=("a", "b", "c", "mass", "d")))
@@ -190,9 +196,9 @@ def test_what_cannot_be_encoded_is_refused() -> None:
         codec.encode(torch.zeros(4, 6))
     with pytest.raises(InputError, match=r"codec='statistics of 5 channels'"):
         codec.decode(torch.zeros(4, 6))
-    with pytest.raises(InputError, match="NaN or infinite values=1: expected none; the sampler or the network diverged"):
+    with pytest.raises(InputError, match=r"NaN or infinite values=1: expected none; the sampler or the network"):
         codec.decode(torch.tensor([[math.nan, 0.0, 0.0, 0.0, 0.0]]))
-    with pytest.raises(InputError, match="x dtype=torch.float32: expected uint8, grey levels 0 to 16"):
+    with pytest.raises(InputError, match=r"x dtype=torch.float32: expected uint8, grey levels 0 to 16"):
         GreyLevels(17).encode(torch.zeros(1, 1, 2, 2))
     for name, data in (("grey_levels", dataset(vectors())), ("standardised", dataset(torch.zeros(4, 1, 2, 2).byte()))):
         with pytest.raises(InputError, match=rf"codec.name='{name}': expected a codec for"):

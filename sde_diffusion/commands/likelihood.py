@@ -89,7 +89,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
     options = _options(values)
     require_int("num_samples", values.num_samples, 0)
     asked = [name for name in ("image", "data", "against") if getattr(values, name)]
-    require(len(asked) < 2, asked[-1] if asked else "", values[asked[-1]].value if asked else "", "one of --image, --data and --against", "run it twice")
+    only = "one of --image, --data and --against"
+    require(len(asked) < 2, "flags", " ".join(f"--{name}" for name in asked), only, "run it twice")
     opened = open_configured(values, config)
     if values.image:
         return _failures([_pictures(values, opened, options)])

@@ -1,7 +1,8 @@
 """The likelihood of a data set as a table: figures of every kind, and the error budget.
 
 Of grey levels figures are in bits per dimension, the cost of a picture; of continuous data log p in nats per sample and
-per dimension, which depends on the units of the data. A file of its own beside :mod:`~sde_diffusion.evaluation.scoring`, which computes; this reads what was computed.
+per dimension, which depends on the units of the data. A file of its own beside
+:mod:`~sde_diffusion.evaluation.scoring`, which computes; this reads what was computed.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ def remark(result: dict[str, Any]) -> str:
     bounds = "The bounds are on the reverse process"
     if BITS in result:
         return (
-            f"{bounds} and need no dequantisation; the ODE is another model unless the score is exact, and its figure is "
-            "of dequantised images."
+            f"{bounds} and need no dequantisation; the ODE is another model unless the score is exact, and its figure "
+            "is of dequantised images."
         )
     return f"{bounds}; the ODE is another model unless the score is exact. A density depends on the units of the data."
 
@@ -232,7 +233,7 @@ def separation(inside: np.ndarray, outside: np.ndarray) -> Separation:
         DeLong, D. Clarke-Pearson, 1988, Biometrics 44(3), 837-845).
     """
     a, b = (np.sort(values[np.isfinite(values)]) for values in (inside, outside))
-    require(min(len(a), len(b)) >= 2, "examples", (len(a), len(b)), "at least 2 finite log-likelihoods in each data set")
+    require(min(len(a), len(b)) >= 2, "examples", (len(a), len(b)), "at least 2 finite log-likelihoods in each set")
 
     def placements(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Share of ``y`` below each ``x``, ties half."""

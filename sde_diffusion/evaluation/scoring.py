@@ -179,7 +179,7 @@ class Scorer:
             check=check,
             first_index=first,
             **self._ode_options(draw),
-            **self.examples[first:last].conditions,
+            **_given(self.examples[first:last]),
         )
         return replace(found, log_prob=found.log_prob + weight.to(found.log_prob))
 
@@ -202,7 +202,7 @@ class Scorer:
         if not tolerance:
             require(count >= 2, "examples", count, "at least 2, to choose a tolerance", "or give --tolerance")
             z, _ = self.encoded(0, count, 0)
-            given = self.examples[:count].conditions
+            given = _given(self.examples[:count])
             chosen = likelihood.choose_tolerance(self.denoiser, z, total, **self._ode_options(0), **given)
             tolerance = chosen.value
             record |= {"statistical": chosen.statistical, "sufficient": chosen.sufficient}
@@ -266,7 +266,7 @@ class Scorer:
                     draws=self.options.bound_draws,
                     t_min=self.bound_t_min,
                     cell=cell,
-                    **part.conditions,
+                    **_given(part),
                 ),
                 "discrete": bounds.discrete_bound(
                     self.denoiser,
@@ -275,7 +275,7 @@ class Scorer:
                     streams["discrete"],
                     variance=self.options.variance,
                     cell=cell,
-                    **part.conditions,
+                    **_given(part),
                 ),
             }
         of_density = (weight if cell is None else torch.zeros_like(weight)).numpy()  # of a level it is a probability
@@ -331,6 +331,10 @@ class Scorer:
         parts = {name: dict(zip(labels, (state[f"{name}_parts"] / n).tolist(), strict=True)) for name in edges}
         arrays = {field: state[name] for field, name in NAMES.items()}
         return Scores(**arrays, parts=parts, curves=curves, reasons=reasons, pilot=pilot)
+
+
+def _given(examples: Examples) -> dict[str, Any]:
+    return dict(examples.conditions)
 
 
 _PILOT = "pilot "

@@ -1,4 +1,4 @@
-"""What samples and examples of a run are conditioned on, as a person says it: classes by number or name, or the data's."""
+"""What samples and examples of a run are conditioned on: classes by number or name, or what the data have."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def conditions_of_examples(run: Run, examples: Examples, n: int, classes: Classe
         return conditions_of_samples(run, n, classes, {})
     names = run.denoiser.conditions or ()
     for name in names:
-        remedy = "give --classes=none, or one class" if name == "classes" and run.num_classes else "add them to the data"
+        remedy = "give --classes=none, or one class" if name == "classes" else "add them to the data"
         expected = f"{name} of the examples, on which the run's network is conditioned"
         require(name in examples.conditions, name, "missing in the data", expected, remedy)
     turn = torch.arange(n) % max(len(examples), 1)

@@ -123,8 +123,8 @@ def fit(
 
     Args:
         net: called as ``net(x, label)`` with x (B, *) and label (B,); returns (B, *). It is trained in place. One that
-            is conditioned says so by an attribute ``conditions``, names of what the data set has for each example and it
-            takes as keywords, and with classes among them ``num_classes``, and ``null_class=True`` if it takes that
+            is conditioned says so by an attribute ``conditions``, names of what the data set has for each example and
+            it takes as keywords, and with classes among them ``num_classes``, and ``null_class=True`` if it takes that
             number for no class.
         data: a :class:`~sde_diffusion.data.Dataset`, examples (N, *) as floats or (N, C, H, W) as uint8, of which a
             tenth are held out, or the name of a data set. Floats are standardised, channel by channel.

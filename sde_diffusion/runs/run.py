@@ -182,8 +182,8 @@ class Run:
     ) -> LikelihoodResult:
         """Return the exact log-likelihood of examples as the data are, (B, *shape), in nats: log p(x).
 
-        Of grey levels it is that of a probability, bounded in expectation over the dequantisation; of continuous data of
-        a density in the units of the data.
+        Of grey levels it is that of a probability, bounded in expectation over the dequantisation; of continuous data
+        of a density in the units of the data.
 
         Args:
             classes, conditions: given which, as of :meth:`sample`.

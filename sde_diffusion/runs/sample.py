@@ -142,7 +142,8 @@ def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: i
 def save_arrays(path: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) -> None:
     """Write samples as ``.npz``, arrays by name, and what made them as a record beside it, ``.json``."""
     write_record(path.with_suffix(".json"), facts)
-    write_atomically(path, lambda p: np.savez_compressed(p, **{name: np.asarray(a) for name, a in arrays.items()}))
+    content: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
+    write_atomically(path, lambda p: np.savez_compressed(p, **content))
 
 
 def _class_words(classes: Tensor | None) -> str:

@@ -44,8 +44,8 @@ class TrainingOptions:
         grad_clip: largest norm of the gradient; 0 leaves it.
         ema_decay: decay of the averaged weights.
         flip: mirror half of the pictures.
-        label_dropout: share of the classes that a network with classes is not told, so that it also learns what there is
-            without; what guidance needs.
+        label_dropout: share of the classes that a network with classes is not told, so that it also learns what there
+            is without; what guidance needs.
         log_every: steps between log lines; the loss is looked at then.
         checkpoint_every: steps between checkpoints.
         keep: number of checkpoints kept.
