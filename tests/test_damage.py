@@ -222,11 +222,11 @@ def test_scores_that_are_continued_are_checked(run: Path, capsys: pytest.Capture
     with np.load(path) as content:
         arrays: dict[str, Any] = dict(content)
     if harm == "names":
-        del arrays["ode"]
+        del arrays["log_p_ode_nats"]
     elif harm == "shape":
-        arrays["ode"] = arrays["ode"][:, :1]
+        arrays["log_p_ode_nats"] = arrays["log_p_ode_nats"][:, :1]
     elif harm == "dtype":
-        arrays["ode"] = arrays["ode"].astype(np.int64)
+        arrays["log_p_ode_nats"] = arrays["log_p_ode_nats"].astype(np.int64)
     else:
         arrays["done"] = np.array(99)
     np.savez(path, **arrays)
@@ -428,7 +428,7 @@ def test_two_likelihoods(run: Path, tmp_path: Path) -> None:
         process.join()
     assert {process.exitcode for process in both} <= {0, 2}
     assert 0 in [process.exitcode for process in both]
-    assert read_record(run / "likelihood.json")["provenance"]["num_images"] == 20
+    assert read_record(run / "likelihood.json")["provenance"]["num_examples"] == 20
 
 
 def test_readers_follow_checkpoints_that_are_rotated_away(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.data import DATASETS
 from sde_diffusion.evaluation import metrics
 from sde_diffusion.evaluation.extractors import BUILT_IN, WEIGHTS, metric_name
@@ -31,8 +32,7 @@ def gaussian(n: int, mean: Tensor, std: Tensor, seed: int) -> Tensor:
 
 
 def images(n: int = 200, split: str = "train") -> Tensor:
-    digits = DATASETS.build("digits")
-    return digits.to_uint8(digits.scale(getattr(digits, split)[:n]))
+    return to_uint8(getattr(DATASETS.build("digits"), split)[:n], 17)
 
 
 def test_frechet_distance_of_known_gaussians() -> None:

@@ -73,7 +73,7 @@ def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.Monke
     forget()
     pulled = ["--config.guidance.name=own_guidance", "--config.guidance.own_guidance.strength=1.0"]
     assert main(["sample", run, "--steps=4", "--num_samples=2", "--quiet", *pulled]) == 0
-    np.testing.assert_allclose(np.load(own / "run" / "samples" / "own_sampler_4_seed0.npz")["x"], 0.5, atol=1e-6)
+    np.testing.assert_allclose(np.load(own / "run" / "samples" / "own_sampler_4_seed0.npz")["z"], 0.5, atol=1e-6)
     forget()
     assert main(["train", run, *flags, "--config.training.num_steps=3"]) == 0
     forget()

@@ -55,13 +55,12 @@ def test_an_opened_run_does_what_the_commands_do(trained: Path) -> None:
     own = run.sample(samplers.build("ddim", num_steps=2), n=2, seed=3, quiet=True)
     assert torch.equal(own.x, run.sample("ddim", num_steps=2, n=2, seed=3, quiet=True).x)
     options = ScoringOptions(bound_draws=2, bound_steps=2, tolerance=0.5)
-    scored = run.score(num_images=3, options=options, quiet=True)
+    scored = run.score(num_examples=3, options=options, quiet=True)
     few = ["--num_images=3", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--quiet", "--device=cpu"]
     assert main(["likelihood", f"--workdir={trained}", *few]) == 0
     again = read_record(trained / "likelihood.json")["bits_per_dim"]
     assert again["ode"]["mean"] == scored.summary["bits_per_dim"]["ode"]["mean"]
-    x = run.dataset.scale(run.dataset.test[:2])
-    assert run.likelihood(x, rtol=1e-2, atol=1e-2).log_prob.shape == (2,)
+    assert run.likelihood(run.dataset.test[:2], rtol=1e-2, atol=1e-2).log_prob.shape == (2,)
 
 
 def test_benchmark_and_report(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

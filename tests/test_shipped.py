@@ -29,7 +29,7 @@ def test_sampled_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     flags = ["--sampler=heun", "--steps=3", "--num_samples=2", "--device=cpu", "--quiet"]
     assert main(["sample", "--pretrained=fashion_mnist", *flags]) == 0
     run = tmp_path / "runs" / "fashion_mnist"
-    drawn = np.load(run / "samples" / "heun_3_seed0.npz")["x"]
+    drawn = np.load(run / "samples" / "heun_3_seed0.npz")["z"]
     assert drawn.shape == (2, 1, 28, 28)
     assert main(["sample", "--pretrained=fashion_mnist", *flags, "--seed=1"]) == 0  # it is there already
     denoiser = sd.load_pretrained("fashion_mnist")
