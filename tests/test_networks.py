@@ -251,6 +251,79 @@ def test_checkpointed_activations_change_nothing_but_memory(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def conditional(name: str, **options: Any) -> nn.Module:
+    """A network that is told one of three classes or none."""
+    null = {"null_class": True} if name == "unet2d" else {}
+    return NETWORKS.build(name, num_classes=3, **null, **SMALL[name], **options)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_classes_change_the_output(name: str) -> None:
+    """Each class another; a batch of several is each alone; no class is the class after the last."""
+    net = awake(conditional(name))
+    x, label = inputs(name)[:1].expand(4, *SMALL[name]["shape"]), torch.full((4,), 500.0)
+    classes = torch.tensor([0, 1, 2, 3])
+    out = net(x, label, classes)
+    near = {"rtol": 1e-4, "atol": 1e-5 * out.detach().abs().max().item()}
+    for i in range(4):
+        torch.testing.assert_close(net(x[:1], label[:1], classes[i : i + 1]), out[i : i + 1], **near)
+        for j in range(i):
+            assert (out[i] - out[j]).abs().max() > 1e-3
+    assert torch.equal(net(x, label, torch.full((4,), 3)), net(x, label))
+    assert torch.equal(net(x, label, classes=classes.to(torch.uint8)), out)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_classes_are_trained(name: str) -> None:
+    """Of the rows those that a batch held, the one for no class among them."""
+    net = awake(conditional(name))
+    net(inputs(name), LABELS["999 t"], torch.tensor([0, 2, 3, 0])).square().sum().backward()
+    rows = net.get_parameter("classes.weight").grad
+    assert rows is not None
+    assert rows.shape[0] == 4
+    assert rows.any(dim=1).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_codes_of_zero_are_no_classes(name: str) -> None:
+    """One tensor more, all else by the same names in the same order; where it is zero, bit for bit the same output."""
+    plain, told = awake(NETWORKS.build(name, **SMALL[name])), conditional(name).eval()
+    state = told.state_dict()
+    assert [key for key in state if key != "classes.weight"] == list(plain.state_dict())
+    told.load_state_dict({**plain.state_dict(), "classes.weight": torch.zeros_like(state["classes.weight"])})
+    x, label = inputs(name), LABELS["999 t"]
+    assert torch.equal(told(x, label, torch.tensor([0, 1, 2, 3])), plain(x, label))
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_networks_say_what_they_can_be_told(name: str) -> None:
+    bare, told = NETWORKS.build(name, **SMALL[name]), conditional(name)
+    assert (bare.conditions, bare.num_classes, bare.null_class) == ((), 0, False)
+    assert (told.conditions, told.num_classes, told.null_class) == (("classes",), 3, True)
+    if name == "unet2d":  # as that of diffusers has it
+        strict = NETWORKS.build(name, num_classes=3, **SMALL[name])
+        assert (strict.conditions, strict.num_classes, strict.null_class) == (("classes",), 3, False)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_wrong_classes_are_one_clear_line(name: str) -> None:
+    x, label = inputs(name), LABELS["999 t"]
+    told, bare = conditional(name), NETWORKS.build(name, **SMALL[name])
+
+    def refused(net: nn.Module, classes: Tensor, words: str) -> None:
+        with pytest.raises(InputError, match=words) as caught:
+            net(x, label, classes)
+        assert "\n" not in str(caught.value)
+
+    refused(bare, torch.tensor([0, 1, 2, 1]), "classes='given': expected none: this network has no classes; build it")
+    refused(told, torch.tensor([0, 1, 4, 1]), "classes=4: expected 0 to 2, or 3 for no class")
+    refused(told, torch.tensor([0, -1, 2, 1]), "classes=-1: expected 0 to 2")
+    refused(told, torch.tensor([0, 1]), r"classes.shape=\(2,\): expected \(4,\), one for each example")
+    refused(told, torch.tensor(1), r"classes.shape=\(\): expected \(4,\)")
+    refused(told, torch.ones(4), "classes.dtype=torch.float32: expected whole numbers")
+    refused(told, torch.ones(4, dtype=torch.bool), "classes.dtype=torch.bool: expected whole numbers")
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ddpmpp", "ncsnpp"])
 def test_class_conditioning_reaches_the_network(name: str) -> None:
     net = awake(NETWORKS.build(name, num_classes=3, **SMALL[name]))
@@ -317,7 +390,8 @@ def test_embeddings_have_the_stated_waves() -> None:
         ("unet", {"embedding": "fourrier"}, "embedding='fourrier': unknown; did you mean 'fourier'"),
         ("unet", {"chanels": 32}, "did you mean 'channels'"),
         ("ncsnpp", {"shape": (1, 6, 6), "channel_mults": (1, 2, 2)}, "expected sides divisible by 4 for 3 levels"),
-        ("ddpmpp", {"num_classes": -1}, "num_classes=-1"),
+        *((name, {"num_classes": -1}, "num_classes=-1") for name in NETWORKS),
+        ("unet2d", {"null_class": 1}, "null_class=1: expected True or False"),
         ("ddpm", {"checkpoint_activations": 1}, "checkpoint_activations=1: expected True or False"),
         ("ddpm", {"attention": (0,)}, r"attention=\(0,\)"),
         ("ncsnpp", {"dropout": -0.1}, "dropout=-0.1"),

@@ -19,7 +19,17 @@ from sde_diffusion.networks import winograd
 from sde_diffusion.registry import Registry
 
 NETWORKS: Registry[nn.Module] = Registry("network")
-"""Networks by name; each takes ``shape``, that of one example, and options with defaults, and is ``net(x, label)``."""
+"""Networks by name; each takes ``shape``, that of one example, and options with defaults, and is ``net(x, label)``.
+
+What one can be conditioned on it says by three attributes, which the rest of the program reads:
+
+    conditions: tuple[str, ...]  names of the keyword arguments of ``forward`` beside x and label, ("classes",) or ()
+    num_classes: int             ``classes`` (B,) are whole numbers 0 … num_classes − 1; 0 where there are none
+    null_class: bool             class num_classes means "no class", which is also what no ``classes`` mean; else a
+                                 network with classes must be told one
+
+All networks here have them (:class:`~sde_diffusion.networks.embeddings.ClassConditional`); one of one's own need not.
+"""
 
 
 def require_sizes(name: str, sizes: Sequence[int], expected: str, length: int | None = None) -> tuple[int, ...]:

@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import require
 from sde_diffusion.networks.blocks import ResBlock, Style
-from sde_diffusion.networks.embeddings import TimeEmbedding
+from sde_diffusion.networks.embeddings import ClassConditional, TimeEmbedding
 from sde_diffusion.networks.layers import NETWORKS, conv, require_levels, require_sizes, silu, zero_init
 from sde_diffusion.networks.resampling import double, halve
 
 
 @NETWORKS.register("unet")
-class UNet(nn.Module):
+class UNet(ClassConditional):
     """A time-conditioned U-Net on images: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
+
+    A class-conditional network also takes ``classes`` (B,), whole numbers from 0; without them it is unconditional.
 
     Args:
         shape: (C, H, W) of one image; H and W are halved once per level after the first.
@@ -39,6 +41,7 @@ class UNet(nn.Module):
         attention: heights at which every block ends in attention; the middle always does, heights not met are ignored.
         dropout: probability of dropping a feature inside a block.
         embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
+        num_classes: number of classes of a class-conditional network, else 0.
 
     Raises:
         InputError: if an option is out of range or the sides cannot be halved often enough.
@@ -53,6 +56,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (4,),
         dropout: float = 0.0,
         embedding: str = "sinusoidal",
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         image_channels, height, mults = require_levels(shape, channels, channel_mults)
@@ -64,6 +68,7 @@ class UNet(nn.Module):
 
         style = Style(code_width=4 * channels, dropout=dropout, scale=math.sqrt(0.5))
         self.time = TimeEmbedding(embedding, channels, style.code_width)
+        self.embed_classes(num_classes, style.code_width)
         self.stem = conv(image_channels, channels)
         levels = [(channels * mult, height // 2**depth in sizes, counts[depth]) for depth, mult in enumerate(mults)]
         down, up, below = [], [], channels
@@ -81,8 +86,8 @@ class UNet(nn.Module):
         self.norm = style.norm(below)
         self.head = zero_init(conv(below, image_channels))
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        code = self.time(label)
+    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
+        code = self.add_classes(self.time(label), classes)
         h = self.stem(x)
         skips = []
         for i, block in enumerate(self.down):
