@@ -13,7 +13,7 @@ from sde_diffusion.networks import MLP, NETWORKS, UNet
 from sde_diffusion.networks.blocks import Attention, Style
 from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
 from sde_diffusion.networks.layers import GroupNorm
-from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, fir_blur, fir_double, fir_halve
+from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, double, fir_blur, fir_double, fir_halve, halve
 from sde_diffusion.sdes import VPSDE
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +25,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "ncsnpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
     "unet2d": {"shape": (1, 8, 8), "widths": (8, 16), "num_blocks": 1, "groups": 4},
 }
+
+OTHER_GRIDS: dict[str, dict[str, Any]] = {
+    "series": {"shape": (2, 16), "channels": 8, "num_blocks": (1,), "attention": (16,)},
+    "volumes": {"shape": (2, 4, 8, 6), "channels": 8, "num_blocks": (1,), "attention": (4,)},
+}
+"""Of the U-Net, which images are not all that it takes."""
 
 LABELS = {
     "999 t": 999.0 * torch.tensor([1e-3, 0.1, 0.5, 1.0]),
@@ -128,16 +134,21 @@ def test_unet_serves_many_shapes(shape: tuple[int, ...], mults: tuple[int, ...])
     assert net(x, torch.tensor([3.0, 700.0])).shape == x.shape
 
 
-def test_parameter_counts_follow_from_the_architecture() -> None:
-    def count(net: nn.Module) -> int:
-        return sum(p.numel() for p in net.parameters())
+def count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
 
+
+def test_parameter_count_of_the_mlp_follows_from_the_architecture() -> None:
     d, w = 2, 16
     dense = w * w + w
     assert count(MLP((d,), width=w, depth=3)) == (d * w + w) + 2 * dense + 3 * (3 * dense + 2 * w) + 2 * w + (w * d + d)
+    assert count(MLP((d,), width=w, num_classes=5)) == count(MLP((d,), width=w)) + 6 * w
 
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_parameter_count_of_the_unet_follows_from_the_architecture(dims: int) -> None:
     def conv(a: int, b: int, k: int = 3) -> int:
-        return a * b * k * k + b
+        return a * b * k**dims + b
 
     def block(a: int, b: int) -> int:
         return 2 * a + conv(a, b) + (4 * c * b + b) + 2 * b + conv(b, b) + (conv(a, b, 1) if a != b else 0)
@@ -148,9 +159,88 @@ def test_parameter_counts_follow_from_the_architecture() -> None:
     down = block(c, c) + block(c, 2 * c)
     up = block(4 * c, 2 * c) + block(3 * c, c)
     ends = conv(1, c) + 2 * c + conv(c, 1)
-    net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=(1,), attention=())
+    shape = (1, *dims * (8,))
+    net = UNet(shape, channels=c, channel_mults=(1, 2), num_blocks=(1,), attention=())
     assert count(net) == time + down + 2 * block(2 * c, 2 * c) + attention + up + ends
-    assert count(UNet((1, 8, 8), channels=c, num_blocks=(1,), attention=(4,))) == count(net) + 2 * attention
+    assert count(UNet(shape, channels=c, num_blocks=(1,), attention=(4,))) == count(net) + 2 * attention
+    assert count(UNet(shape, channels=c, num_blocks=(1,), attention=(), num_classes=5)) == count(net) + 6 * 4 * c
+
+
+@pytest.mark.parametrize("data", OTHER_GRIDS)
+def test_unet_takes_series_and_volumes(data: str) -> None:
+    """Zero at first; then the label and every pixel matter, and every parameter is trained."""
+    options = OTHER_GRIDS[data]
+    x = torch.randn(3, *options["shape"])
+    label = torch.tensor([1.0, 300.0, 999.0])
+    net = UNet(**options, dims=len(options["shape"]) - 1)
+    assert net(x, label).shape == x.shape
+    assert not net(x, label).any()
+    awake(net)
+    same = net(x[:1].expand_as(x), label)
+    assert (same[0] - same[1]).abs().max() > 1e-3
+    assert (same[1] - same[2]).abs().max() > 1e-3
+    alone = torch.cat([net(x[i : i + 1], label[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5 * alone.detach().abs().max().item())
+    x.requires_grad_()
+    net(x, label).square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
+    assert [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    ("sides", "order", "turned"),
+    [
+        ((12,), (0,), (0,)),
+        ((8, 12), (1, 0), (0,)),
+        ((4, 8, 12), (0, 1, 2), (2,)),
+        ((4, 8, 12), (2, 0, 1), (0, 1)),
+    ],
+)
+def test_no_side_is_special(sides: tuple[int, ...], order: tuple[int, ...], turned: tuple[int, ...]) -> None:
+    """Kernels with their sides reversed and exchanged, on data with theirs so, give the output with its sides so.
+
+    In float64, where the sums that are taken in another order differ by 1e-16 each.
+    """
+
+    def turn(a: Tensor) -> Tensor:
+        if a.dim() != 2 + len(sides):
+            return a
+        return a.permute(0, 1, *(2 + side for side in order)).flip([2 + side for side in turned])
+
+    options: dict[str, Any] = {"channels": 8, "channel_mults": (1, 2, 1), "num_blocks": (1,), "attention": ()}
+    net = awake(UNet((2, *sides), **options)).double()
+    other = UNet((2, *(sides[side] for side in order)), **options).double().eval()
+    other.load_state_dict({key: turn(w) for key, w in net.state_dict().items()})
+    x, label = torch.randn(2, 2, *sides, dtype=torch.float64), torch.tensor([3.0, 700.0], dtype=torch.float64)
+    out = net(x, label)
+    torch.testing.assert_close(other(turn(x), label), turn(out), rtol=1e-9, atol=1e-9 * out.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("data", OTHER_GRIDS)
+def test_attention_is_where_it_is_asked_for(data: str) -> None:
+    """At sizes of the first side, on both ways, and in the middle; between positions wherever they are."""
+    options = OTHER_GRIDS[data]
+    first = options["shape"][1]
+    for sizes, number in (((), 1), ((first,), 3), ((first // 2,), 3), ((first, first // 2), 5), ((7,), 1)):
+        net = UNet(**{**options, "attention": sizes})
+        assert sum(isinstance(m, Attention) for m in net.modules()) == number, sizes
+    layer = awake(Attention(8, Style(code_width=4, dims=len(options["shape"]) - 1)))
+    x = torch.randn(2, 8, *options["shape"][1:])
+    order = torch.randperm(x[0, 0].numel())
+    shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
+    torch.testing.assert_close(layer(shuffled), layer(x).flatten(2)[:, :, order].reshape(x.shape))
+
+
+@pytest.mark.parametrize("sides", [(8,), (4, 8), (4, 2, 6)])
+def test_half_and_twice_the_size_are_means_and_copies(sides: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *sides)
+    spread = x
+    for side in range(2, x.dim()):
+        spread = spread.repeat_interleave(2, dim=side)
+    assert torch.equal(double(x), spread)
+    torch.testing.assert_close(halve(spread), x)
+    torch.testing.assert_close(halve(x).mean(dim=tuple(range(2, x.dim()))), x.mean(dim=tuple(range(2, x.dim()))))
 
 
 def test_attention_is_one_function_with_matrices_or_convolutions() -> None:
@@ -374,8 +464,23 @@ def test_embeddings_have_the_stated_waves() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unet", {"shape": (1, 8)}, r"shape=\(1, 8\): expected \(channels, height, width\)"),
+        ("unet", {"shape": (2,)}, r"shape=\(2,\): expected \(channels, length\) or .*vectors .*network.name=mlp"),
+        ("unet", {"shape": (1, 2, 2, 2, 2)}, r"expected \(channels, length\) or .*for others .*network.name=mlp"),
         ("unet", {"shape": (1, 0, 8)}, r"shape=\(1, 0, 8\)"),
+        ("unet", {"shape": (1, 6), "channel_mults": (1, 1, 1)}, r"shape=\(1, 6\): expected sides divisible by 4"),
+        ("unet", {"shape": (1, 4, 4, 3)}, r"shape=\(1, 4, 4, 3\): expected sides divisible by 2 for 2 levels"),
+        ("unet", {"dims": 1}, r"dims=1: expected 2, for there are as many sides in shape \(1, 8, 8\), or 0"),
+        ("unet", {"shape": (1, 8), "dims": 2}, r"dims=2: expected 1, for there are as many sides in shape \(1, 8\)"),
+        ("unet", {"shape": (1, 8), "dims": True}, "dims=True: expected a whole number"),
+        *(
+            (name, {"shape": shape}, rf"\(channels, height, width\); for {data} there is --config.network.name={other}")
+            for name in ("ddpm", "ddpmpp", "ncsnpp", "unet2d")
+            for shape, data, other in (
+                ((2,), "vectors", "mlp"),
+                ((1, 8), "series", "unet"),
+                ((1, 4, 4, 4), "volumes", "unet"),
+            )
+        ),
         ("unet", {"channel_mults": (1, 2, 2, 2, 2)}, "expected sides divisible by 16 for 5 levels; give fewer"),
         ("unet", {"shape": (1, 28, 28), "channel_mults": (1, 2, 2, 2)}, "expected sides divisible by 8 for 4 levels"),
         ("unet", {"channel_mults": ()}, r"channel_mults=\(\)"),

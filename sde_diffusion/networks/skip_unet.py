@@ -86,7 +86,7 @@ class SkipUNet(ClassConditional, ABC):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        image_channels, height, mults = require_levels(shape, channels, channel_mults)
+        (image_channels, height, _), mults = require_levels(shape, channels, channel_mults)
         require_int("num_blocks", num_blocks, 1)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
         ok = isinstance(checkpoint_activations, bool)

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.networks.blocks import Attention, Style
 from sde_diffusion.networks.embeddings import EMBEDDINGS, ClassConditional, GaussianFourier, Sinusoidal
-from sde_diffusion.networks.layers import ACTIVATIONS, NETWORKS, conv, require_sizes, silu, zero_init
+from sde_diffusion.networks.layers import (
+    ACTIVATIONS,
+    NETWORKS,
+    conv,
+    require_grid,
+    require_halvable,
+    require_sizes,
+    silu,
+    zero_init,
+)
 from sde_diffusion.networks.unet2d_levels import Down, Middle, Up, require_kinds
 
 MIDDLES = ("attention", "plain", "none")
@@ -28,13 +37,11 @@ MIDDLES = ("attention", "plain", "none")
 
 def _require_sides(shape: Sequence[int], widths: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """Return the channels of the picture and the features of the levels; the sides can be halved often enough."""
-    image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+    sizes = require_grid(shape)
     widths = require_sizes("widths", widths, "one whole number of at least 1 for each level")
     require(widths[0] % 2 == 0 and widths[0] >= 4, "widths", widths, "an even number of at least 4 at first")
-    factor = 2 ** (len(widths) - 1)
-    expected = f"sides divisible by {factor} for {len(widths)} levels"
-    require(height % factor == 0 and width % factor == 0, "shape", tuple(shape), expected, "give fewer widths")
-    return image_channels, widths
+    require_halvable(sizes, len(widths), "widths")
+    return sizes[0], widths
 
 
 def _time(embedding: str, width: int, shift: float, code_width: int) -> nn.Sequential:
