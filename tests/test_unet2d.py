@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
+from sde_diffusion.commands.main import main
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import NETWORKS, UNet2D
 from sde_diffusion.networks.resampling import fir_double, fir_halve
@@ -95,6 +96,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "down_block_types": ("AttnDownBlock2D",),
         "up_block_types": ("UpBlock2D",),
     },
+    "rectangular pictures of classes": {"sample_size": (32, 48), "num_class_embeds": 5},
     "FIR": FIR,
     "FIR, three levels, centred": {
         **FIR,
@@ -473,3 +475,26 @@ def test_classes_are_asked_for() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"classes=3: expected 0 to 2$"):
         told(x, label, torch.tensor([0, 3]))
+
+
+def test_rectangular_pictures_of_classes_load(tmp_path: Path) -> None:
+    """Height before width, a row for each class of theirs and none for no class, by a name that says so."""
+    model = random_model(sample_size=[32, 48], num_class_embeds=5)
+    pretrained = load(saved(tmp_path, model))
+    assert pretrained.config["data"]["shape"] == (3, 32, 48)
+    assert torch.equal(pretrained.weights["classes.weight"], model.class_embedding.weight)
+    network = NETWORKS.build("unet2d", shape=(3, 32, 48), **pretrained.config["network"]["unet2d"])
+    network.load_state_dict(pretrained.weights)
+    assert (network.conditions, network.num_classes, network.null_class) == (("classes",), 5, False)
+    with pytest.raises(InputError, match="one of the 5 classes"):
+        network(pictures(model), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("classes", "hint"), [(0, ""), (5, " --classes=0")])
+def test_convert_says_how_to_sample(
+    classes: int, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network that must be told a class is told one."""
+    source, run = saved(tmp_path / "theirs", random_model(num_class_embeds=classes or None)), tmp_path / "run"
+    assert main(["convert", f"--source={source}", f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out.endswith(f"next: sde-diffusion sample --workdir={run}{hint}\n")
