@@ -18,12 +18,12 @@ from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.networks import NETWORKS, winograd
 from sde_diffusion.networks.blocks import Attention
-from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, precision_of
+from sde_diffusion.networks.execution import Executed, bfloat16_pays, execute, lay_out, precision_of
 from sde_diffusion.records import read_record
 from sde_diffusion.runs.open import load_run
 from sde_diffusion.stored_config import load_config
 from tests.test_commands import refused, trained
-from tests.test_networks import LABELS, SMALL, awake, inputs
+from tests.test_networks import LABELS, OTHER_GRIDS, SMALL, awake, inputs
 
 __all__ = ["trained"]
 
@@ -54,6 +54,64 @@ def test_bfloat16_is_float32_within_its_rounding(name: str) -> None:
     assert found.dtype == torch.float32
     error = (found - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert 0.0 < error < 8 * ROUNDING
+
+
+@pytest.mark.parametrize("data", OTHER_GRIDS)
+def test_series_and_volumes_run_in_every_precision_and_layout(data: str) -> None:
+    """Channels last is a layout of kernels over two sides and, as another one, over three; numbers do not change."""
+    network = awake(NETWORKS.build("unet", **OTHER_GRIDS[data]), std=0.1)
+    x, label = torch.randn(2, *OTHER_GRIDS[data]["shape"]), torch.tensor([1.0, 700.0])
+    exact = network(x, label).detach()
+    kernels = [p for p in network.parameters() if p.dim() > 2 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    for layout in ("channels_last", "contiguous"):
+        assert lay_out(network, layout) is network
+        plain = layout == "contiguous" or data == "series"
+        assert all(p.is_contiguous() == plain for p in kernels)
+        torch.testing.assert_close(execute(network, "float32")(x, label), exact)
+        found = execute(network, "bfloat16", fused_attention=False, layout=layout)(x, label)
+        error = (found - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert found.dtype == torch.float32
+        assert 0.0 < error < 8 * ROUNDING
+        network.zero_grad()
+        found.square().sum().backward()
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in kernels)
+
+
+def test_a_layout_is_that_of_each_weight() -> None:
+    """Of one network over several kinds of grids, too; what has no sides stays as it is."""
+    network = nn.ModuleList([nn.Linear(4, 4), nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3)])
+    network.register_buffer("filter", torch.randn(2, 2, 3, 3))
+    before = {key: w.clone() for key, w in network.state_dict().items()}
+    lay_out(network, "channels_last")
+    assert network.get_parameter("2.weight").is_contiguous(memory_format=torch.channels_last)
+    assert network.get_buffer("filter").is_contiguous(memory_format=torch.channels_last)
+    assert network.get_parameter("3.weight").is_contiguous(memory_format=torch.channels_last_3d)
+    assert all(network.get_parameter(f"{i}.weight").is_contiguous() for i in (0, 1))
+    assert all(torch.equal(w, before[key]) for key, w in network.state_dict().items())
+    lay_out(network, "contiguous")
+    assert all(w.is_contiguous() for w in network.state_dict().values())
+    with pytest.raises(sd.InputError, match="layout='auto': expected one of channels_last, contiguous"):
+        lay_out(network, "auto")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_run_says_what_it_can_be_told(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """As the network does, and where that does not, it has no such attributes."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net, mode: real(net, backend="eager"))
+    network = awake(NETWORKS.build("mlp", num_classes=3, **SMALL["mlp"]))
+    executed = execute(network, "bfloat16", compiled)
+    assert (executed.conditions, executed.num_classes, executed.null_class) == (("classes",), 3, True)
+    x, label, classes = inputs("mlp"), LABELS["999 t"], torch.tensor([0, 1, 3, 2])
+    torch.testing.assert_close(
+        executed(x, label, classes=classes), network(x, label, classes), rtol=0.0, atol=8 * ROUNDING * 4
+    )
+    own = execute(nn.Linear(2, 2), "bfloat16", compiled)
+    for name in ("conditions", "num_classes", "null_class", "other"):
+        assert getattr(own, name, None) is None
+        with pytest.raises(AttributeError, match=name):
+            getattr(own, name)
 
 
 @pytest.mark.parametrize("name", [n for n in samplers.names() if "num_steps" in samplers.config(n)])

@@ -13,7 +13,7 @@ from sde_diffusion.networks import MLP, NETWORKS, UNet
 from sde_diffusion.networks.blocks import Attention, Style
 from sde_diffusion.networks.embeddings import GaussianFourier, Sinusoidal
 from sde_diffusion.networks.layers import GroupNorm
-from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, fir_blur, fir_double, fir_halve
+from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, double, fir_blur, fir_double, fir_halve, halve
 from sde_diffusion.sdes import VPSDE
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +25,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "ncsnpp": {"shape": (1, 8, 8), "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention": (4,)},
     "unet2d": {"shape": (1, 8, 8), "widths": (8, 16), "num_blocks": 1, "groups": 4},
 }
+
+OTHER_GRIDS: dict[str, dict[str, Any]] = {
+    "series": {"shape": (2, 16), "channels": 8, "num_blocks": (1,), "attention": (16,)},
+    "volumes": {"shape": (2, 4, 8, 6), "channels": 8, "num_blocks": (1,), "attention": (4,)},
+}
+"""Of the U-Net, which images are not all that it takes."""
 
 LABELS = {
     "999 t": 999.0 * torch.tensor([1e-3, 0.1, 0.5, 1.0]),
@@ -128,16 +134,21 @@ def test_unet_serves_many_shapes(shape: tuple[int, ...], mults: tuple[int, ...])
     assert net(x, torch.tensor([3.0, 700.0])).shape == x.shape
 
 
-def test_parameter_counts_follow_from_the_architecture() -> None:
-    def count(net: nn.Module) -> int:
-        return sum(p.numel() for p in net.parameters())
+def count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
 
+
+def test_parameter_count_of_the_mlp_follows_from_the_architecture() -> None:
     d, w = 2, 16
     dense = w * w + w
     assert count(MLP((d,), width=w, depth=3)) == (d * w + w) + 2 * dense + 3 * (3 * dense + 2 * w) + 2 * w + (w * d + d)
+    assert count(MLP((d,), width=w, num_classes=5)) == count(MLP((d,), width=w)) + 6 * w
 
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_parameter_count_of_the_unet_follows_from_the_architecture(dims: int) -> None:
     def conv(a: int, b: int, k: int = 3) -> int:
-        return a * b * k * k + b
+        return a * b * k**dims + b
 
     def block(a: int, b: int) -> int:
         return 2 * a + conv(a, b) + (4 * c * b + b) + 2 * b + conv(b, b) + (conv(a, b, 1) if a != b else 0)
@@ -148,9 +159,88 @@ def test_parameter_counts_follow_from_the_architecture() -> None:
     down = block(c, c) + block(c, 2 * c)
     up = block(4 * c, 2 * c) + block(3 * c, c)
     ends = conv(1, c) + 2 * c + conv(c, 1)
-    net = UNet((1, 8, 8), channels=c, channel_mults=(1, 2), num_blocks=(1,), attention=())
+    shape = (1, *dims * (8,))
+    net = UNet(shape, channels=c, channel_mults=(1, 2), num_blocks=(1,), attention=())
     assert count(net) == time + down + 2 * block(2 * c, 2 * c) + attention + up + ends
-    assert count(UNet((1, 8, 8), channels=c, num_blocks=(1,), attention=(4,))) == count(net) + 2 * attention
+    assert count(UNet(shape, channels=c, num_blocks=(1,), attention=(4,))) == count(net) + 2 * attention
+    assert count(UNet(shape, channels=c, num_blocks=(1,), attention=(), num_classes=5)) == count(net) + 6 * 4 * c
+
+
+@pytest.mark.parametrize("data", OTHER_GRIDS)
+def test_unet_takes_series_and_volumes(data: str) -> None:
+    """Zero at first; then the label and every pixel matter, and every parameter is trained."""
+    options = OTHER_GRIDS[data]
+    x = torch.randn(3, *options["shape"])
+    label = torch.tensor([1.0, 300.0, 999.0])
+    net = UNet(**options, dims=len(options["shape"]) - 1)
+    assert net(x, label).shape == x.shape
+    assert not net(x, label).any()
+    awake(net)
+    same = net(x[:1].expand_as(x), label)
+    assert (same[0] - same[1]).abs().max() > 1e-3
+    assert (same[1] - same[2]).abs().max() > 1e-3
+    alone = torch.cat([net(x[i : i + 1], label[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(net(x, label), alone, rtol=1e-4, atol=1e-5 * alone.detach().abs().max().item())
+    x.requires_grad_()
+    net(x, label).square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
+    assert [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    ("sides", "order", "turned"),
+    [
+        ((12,), (0,), (0,)),
+        ((8, 12), (1, 0), (0,)),
+        ((4, 8, 12), (0, 1, 2), (2,)),
+        ((4, 8, 12), (2, 0, 1), (0, 1)),
+    ],
+)
+def test_no_side_is_special(sides: tuple[int, ...], order: tuple[int, ...], turned: tuple[int, ...]) -> None:
+    """Kernels with their sides reversed and exchanged, on data with theirs so, give the output with its sides so.
+
+    In float64, where the sums that are taken in another order differ by 1e-16 each.
+    """
+
+    def turn(a: Tensor) -> Tensor:
+        if a.dim() != 2 + len(sides):
+            return a
+        return a.permute(0, 1, *(2 + side for side in order)).flip([2 + side for side in turned])
+
+    options: dict[str, Any] = {"channels": 8, "channel_mults": (1, 2, 1), "num_blocks": (1,), "attention": ()}
+    net = awake(UNet((2, *sides), **options)).double()
+    other = UNet((2, *(sides[side] for side in order)), **options).double().eval()
+    other.load_state_dict({key: turn(w) for key, w in net.state_dict().items()})
+    x, label = torch.randn(2, 2, *sides, dtype=torch.float64), torch.tensor([3.0, 700.0], dtype=torch.float64)
+    out = net(x, label)
+    torch.testing.assert_close(other(turn(x), label), turn(out), rtol=1e-9, atol=1e-9 * out.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("data", OTHER_GRIDS)
+def test_attention_is_where_it_is_asked_for(data: str) -> None:
+    """At sizes of the first side, on both ways, and in the middle; between positions wherever they are."""
+    options = OTHER_GRIDS[data]
+    first = options["shape"][1]
+    for sizes, number in (((), 1), ((first,), 3), ((first // 2,), 3), ((first, first // 2), 5), ((7,), 1)):
+        net = UNet(**{**options, "attention": sizes})
+        assert sum(isinstance(m, Attention) for m in net.modules()) == number, sizes
+    layer = awake(Attention(8, Style(code_width=4, dims=len(options["shape"]) - 1)))
+    x = torch.randn(2, 8, *options["shape"][1:])
+    order = torch.randperm(x[0, 0].numel())
+    shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
+    torch.testing.assert_close(layer(shuffled), layer(x).flatten(2)[:, :, order].reshape(x.shape))
+
+
+@pytest.mark.parametrize("sides", [(8,), (4, 8), (4, 2, 6)])
+def test_half_and_twice_the_size_are_means_and_copies(sides: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *sides)
+    spread = x
+    for side in range(2, x.dim()):
+        spread = spread.repeat_interleave(2, dim=side)
+    assert torch.equal(double(x), spread)
+    torch.testing.assert_close(halve(spread), x)
+    torch.testing.assert_close(halve(x).mean(dim=tuple(range(2, x.dim()))), x.mean(dim=tuple(range(2, x.dim()))))
 
 
 def test_attention_is_one_function_with_matrices_or_convolutions() -> None:
@@ -251,6 +341,79 @@ def test_checkpointed_activations_change_nothing_but_memory(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def conditional(name: str, **options: Any) -> nn.Module:
+    """A network that is told one of three classes or none."""
+    null = {"null_class": True} if name == "unet2d" else {}
+    return NETWORKS.build(name, num_classes=3, **null, **SMALL[name], **options)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_classes_change_the_output(name: str) -> None:
+    """Each class another; a batch of several is each alone; no class is the class after the last."""
+    net = awake(conditional(name))
+    x, label = inputs(name)[:1].expand(4, *SMALL[name]["shape"]), torch.full((4,), 500.0)
+    classes = torch.tensor([0, 1, 2, 3])
+    out = net(x, label, classes)
+    near = {"rtol": 1e-4, "atol": 1e-5 * out.detach().abs().max().item()}
+    for i in range(4):
+        torch.testing.assert_close(net(x[:1], label[:1], classes[i : i + 1]), out[i : i + 1], **near)
+        for j in range(i):
+            assert (out[i] - out[j]).abs().max() > 1e-3
+    assert torch.equal(net(x, label, torch.full((4,), 3)), net(x, label))
+    assert torch.equal(net(x, label, classes=classes.to(torch.uint8)), out)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_classes_are_trained(name: str) -> None:
+    """Of the rows those that a batch held, the one for no class among them."""
+    net = awake(conditional(name))
+    net(inputs(name), LABELS["999 t"], torch.tensor([0, 2, 3, 0])).square().sum().backward()
+    rows = net.get_parameter("classes.weight").grad
+    assert rows is not None
+    assert rows.shape[0] == 4
+    assert rows.any(dim=1).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_codes_of_zero_are_no_classes(name: str) -> None:
+    """One tensor more, all else by the same names in the same order; where it is zero, bit for bit the same output."""
+    plain, told = awake(NETWORKS.build(name, **SMALL[name])), conditional(name).eval()
+    state = told.state_dict()
+    assert [key for key in state if key != "classes.weight"] == list(plain.state_dict())
+    told.load_state_dict({**plain.state_dict(), "classes.weight": torch.zeros_like(state["classes.weight"])})
+    x, label = inputs(name), LABELS["999 t"]
+    assert torch.equal(told(x, label, torch.tensor([0, 1, 2, 3])), plain(x, label))
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_networks_say_what_they_can_be_told(name: str) -> None:
+    bare, told = NETWORKS.build(name, **SMALL[name]), conditional(name)
+    assert (bare.conditions, bare.num_classes, bare.null_class) == ((), 0, False)
+    assert (told.conditions, told.num_classes, told.null_class) == (("classes",), 3, True)
+    if name == "unet2d":  # as that of diffusers has it
+        strict = NETWORKS.build(name, num_classes=3, **SMALL[name])
+        assert (strict.conditions, strict.num_classes, strict.null_class) == (("classes",), 3, False)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_wrong_classes_are_one_clear_line(name: str) -> None:
+    x, label = inputs(name), LABELS["999 t"]
+    told, bare = conditional(name), NETWORKS.build(name, **SMALL[name])
+
+    def refused(net: nn.Module, classes: Tensor, words: str) -> None:
+        with pytest.raises(InputError, match=words) as caught:
+            net(x, label, classes)
+        assert "\n" not in str(caught.value)
+
+    refused(bare, torch.tensor([0, 1, 2, 1]), "classes='given': expected none: this network has no classes; build it")
+    refused(told, torch.tensor([0, 1, 4, 1]), "classes=4: expected 0 to 2, or 3 for no class")
+    refused(told, torch.tensor([0, -1, 2, 1]), "classes=-1: expected 0 to 2")
+    refused(told, torch.tensor([0, 1]), r"classes.shape=\(2,\): expected \(4,\), one for each example")
+    refused(told, torch.tensor(1), r"classes.shape=\(\): expected \(4,\)")
+    refused(told, torch.ones(4), "classes.dtype=torch.float32: expected whole numbers")
+    refused(told, torch.ones(4, dtype=torch.bool), "classes.dtype=torch.bool: expected whole numbers")
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ddpmpp", "ncsnpp"])
 def test_class_conditioning_reaches_the_network(name: str) -> None:
     net = awake(NETWORKS.build(name, num_classes=3, **SMALL[name]))
@@ -301,8 +464,23 @@ def test_embeddings_have_the_stated_waves() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unet", {"shape": (1, 8)}, r"shape=\(1, 8\): expected \(channels, height, width\)"),
+        ("unet", {"shape": (2,)}, r"shape=\(2,\): expected \(channels, length\) or .*vectors .*network.name=mlp"),
+        ("unet", {"shape": (1, 2, 2, 2, 2)}, r"expected \(channels, length\) or .*for others .*network.name=mlp"),
         ("unet", {"shape": (1, 0, 8)}, r"shape=\(1, 0, 8\)"),
+        ("unet", {"shape": (1, 6), "channel_mults": (1, 1, 1)}, r"shape=\(1, 6\): expected sides divisible by 4"),
+        ("unet", {"shape": (1, 4, 4, 3)}, r"shape=\(1, 4, 4, 3\): expected sides divisible by 2 for 2 levels"),
+        ("unet", {"dims": 1}, r"dims=1: expected 2, for there are as many sides in shape \(1, 8, 8\), or 0"),
+        ("unet", {"shape": (1, 8), "dims": 2}, r"dims=2: expected 1, for there are as many sides in shape \(1, 8\)"),
+        ("unet", {"shape": (1, 8), "dims": True}, "dims=True: expected a whole number"),
+        *(
+            (name, {"shape": shape}, rf"\(channels, height, width\); for {data} there is --config.network.name={other}")
+            for name in ("ddpm", "ddpmpp", "ncsnpp", "unet2d")
+            for shape, data, other in (
+                ((2,), "vectors", "mlp"),
+                ((1, 8), "series", "unet"),
+                ((1, 4, 4, 4), "volumes", "unet"),
+            )
+        ),
         ("unet", {"channel_mults": (1, 2, 2, 2, 2)}, "expected sides divisible by 16 for 5 levels; give fewer"),
         ("unet", {"shape": (1, 28, 28), "channel_mults": (1, 2, 2, 2)}, "expected sides divisible by 8 for 4 levels"),
         ("unet", {"channel_mults": ()}, r"channel_mults=\(\)"),
@@ -317,7 +495,8 @@ def test_embeddings_have_the_stated_waves() -> None:
         ("unet", {"embedding": "fourrier"}, "embedding='fourrier': unknown; did you mean 'fourier'"),
         ("unet", {"chanels": 32}, "did you mean 'channels'"),
         ("ncsnpp", {"shape": (1, 6, 6), "channel_mults": (1, 2, 2)}, "expected sides divisible by 4 for 3 levels"),
-        ("ddpmpp", {"num_classes": -1}, "num_classes=-1"),
+        *((name, {"num_classes": -1}, "num_classes=-1") for name in NETWORKS),
+        ("unet2d", {"null_class": 1}, "null_class=1: expected True or False"),
         ("ddpm", {"checkpoint_activations": 1}, "checkpoint_activations=1: expected True or False"),
         ("ddpm", {"attention": (0,)}, r"attention=\(0,\)"),
         ("ncsnpp", {"dropout": -0.1}, "dropout=-0.1"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
+from sde_diffusion.commands.main import main
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import NETWORKS, UNet2D
 from sde_diffusion.networks.resampling import fir_double, fir_halve
@@ -95,6 +96,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "down_block_types": ("AttnDownBlock2D",),
         "up_block_types": ("UpBlock2D",),
     },
+    "rectangular pictures of classes": {"sample_size": (32, 48), "num_class_embeds": 5},
     "FIR": FIR,
     "FIR, three levels, centred": {
         **FIR,
@@ -178,8 +180,8 @@ def test_same_weights_same_eps(name: str, embedding: str, tmp_path: Path) -> Non
     denoiser.net.double()
     model.double()
     x = pictures(model).double()
-    y = {"y": torch.tensor([0, 4, 2])} if model.config.num_class_embeds else {}
-    labels = {"class_labels": y["y"]} if y else {}
+    told = {"classes": torch.tensor([0, 4, 2])} if model.config.num_class_embeds else {}
+    labels = {"class_labels": told["classes"]} if told else {}
     with torch.no_grad():
         if embedding == "positional":
             index = torch.tensor([0, 17, 999])
@@ -188,7 +190,7 @@ def test_same_weights_same_eps(name: str, embedding: str, tmp_path: Path) -> Non
             t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
             sigma = 0.5 * denoiser.sde.sigma(t)
             theirs = -sigma[:, None, None, None] * model(0.5 * x + 0.5, sigma, **labels).sample
-        assert relative(denoiser(x, t, **y).eps, theirs) <= 1e-5
+        assert relative(denoiser(x, t, **told).eps, theirs) <= 1e-5
 
 
 def test_ddpm_of_cifar10_has_its_size() -> None:
@@ -431,13 +433,13 @@ def test_one_graph_in_channels_last_and_bfloat16() -> None:
     kinds = {"down": ("fir", "fir+attention"), "up": ("fir+attention", "fir"), "groups": 0}
     net = NETWORKS.build("unet2d", shape=(3, 8, 8), **options, **kinds).to(memory_format=torch.channels_last)
     nn.init.normal_(net.head.weight)
-    x, label, y = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, 1])
-    expected = net(x, label, y).detach()
+    x, label, classes = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([0, 1])
+    expected = net(x, label, classes).detach()
     assert expected.is_contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, label, y), expected)
+    torch.testing.assert_close(compiled(x, label, classes), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        half = net(x, label, y)
+        half = net(x, label, classes)
     torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.05 * float(expected.std()))
 
 
@@ -465,9 +467,34 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_classes_are_asked_for() -> None:
-    told, bare = UNet2D((1, 8, 8), num_classes=3), UNet2D((1, 8, 8))
+    """A network that has a row for each class and none for no class is told one."""
+    told = UNet2D((1, 8, 8), num_classes=3)
     x, label = torch.randn(2, 1, 8, 8), torch.ones(2)
-    with pytest.raises(InputError, match="told one of 3"):
+    with pytest.raises(InputError, match="classes=None: expected for each example one of the 3 classes") as caught:
         told(x, label)
-    with pytest.raises(InputError, match="not told a class"):
-        bare(x, label, torch.tensor([0, 1]))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"classes=3: expected 0 to 2$"):
+        told(x, label, torch.tensor([0, 3]))
+
+
+def test_rectangular_pictures_of_classes_load(tmp_path: Path) -> None:
+    """Height before width, a row for each class of theirs and none for no class, by a name that says so."""
+    model = random_model(sample_size=[32, 48], num_class_embeds=5)
+    pretrained = load(saved(tmp_path, model))
+    assert pretrained.config["data"]["shape"] == (3, 32, 48)
+    assert torch.equal(pretrained.weights["classes.weight"], model.class_embedding.weight)
+    network = NETWORKS.build("unet2d", shape=(3, 32, 48), **pretrained.config["network"]["unet2d"])
+    network.load_state_dict(pretrained.weights)
+    assert (network.conditions, network.num_classes, network.null_class) == (("classes",), 5, False)
+    with pytest.raises(InputError, match="one of the 5 classes"):
+        network(pictures(model), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("classes", "hint"), [(0, ""), (5, " --classes=0")])
+def test_convert_says_how_to_sample(
+    classes: int, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network that must be told a class is told one."""
+    source, run = saved(tmp_path / "theirs", random_model(num_class_embeds=classes or None)), tmp_path / "run"
+    assert main(["convert", f"--source={source}", f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out.endswith(f"next: sde-diffusion sample --workdir={run}{hint}\n")

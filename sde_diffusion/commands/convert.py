@@ -46,8 +46,9 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         checkpoints.save(part, state, keep=1, settings=settings)
         write_settings(part, settings)
     size = sum(p.numel() for p in network.parameters())
+    told = getattr(network, "num_classes", 0) and not getattr(network, "null_class", False)
     say(
         f"{source.config.network.name}: {size:,} parameters, data {'×'.join(map(str, source.shape))}, step {step}\n"
-        f"wrote {workdir}; next: sde-diffusion sample --workdir={workdir}",
+        f"wrote {workdir}; next: sde-diffusion sample --workdir={workdir}{' --classes=0' if told else ''}",
         values.quiet,
     )

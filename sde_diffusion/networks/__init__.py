@@ -1,4 +1,4 @@
-"""Networks by name: ``NETWORKS.build("unet", shape=(1, 8, 8))``; every one is called as ``net(x, label)``."""
+"""Networks by name: ``NETWORKS.build("unet", shape=(1, 8, 8))``; called as ``net(x, label)`` or with ``classes=``."""
 
 from sde_diffusion.networks.layers import NETWORKS
 from sde_diffusion.networks.mlp import MLP

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require, require_float, require_int
-from sde_diffusion.networks.layers import ACTIVATIONS, conv, group_norm, zero_init
+from sde_diffusion.networks.layers import ACTIVATIONS, GRIDS, Convolution, conv, group_norm, zero_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Style:
         scale_shift: the code scales and shifts the normalised features, instead of being added before.
         head_width: channels of one attention head; 0 for one head of them all.
         dense: attention keeps its weights as matrices, not as 1×1 convolutions: one function, two forms of checkpoints.
+        dims: number of sides of what is convolved: 1 for series, 2 for images, 3 for volumes.
 
     Raises:
         InputError: if one is out of range.
@@ -51,6 +52,7 @@ class Style:
     scale_shift: bool = False
     head_width: int = 0
     dense: bool = False
+    dims: int = 2
 
     def __post_init__(self) -> None:
         require_int("code_width", self.code_width, 1)
@@ -59,6 +61,11 @@ class Style:
         require_float("eps", self.eps, 0.0, open_low=True)
         require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
         require_int("head_width", self.head_width, 0)
+        require(self.dims in GRIDS, "dims", self.dims, "1, 2 or 3")
+
+    def conv(self, in_channels: int, out_channels: int, kernel: int = 3) -> Convolution:
+        """Return a convolution over as many sides as there are."""
+        return conv(in_channels, out_channels, kernel, self.dims)
 
     def norm(self, channels: int, groups: int = 0) -> nn.GroupNorm:
         """Return the normalisation of so many channels, in ``groups`` groups or those of the style."""
@@ -70,14 +77,14 @@ def _mix(x: Tensor, h: Tensor, scale: float) -> Tensor:
 
 
 class Dense(nn.Linear):
-    """A dense layer on the channels of every pixel: (B, C, H, W) → (B, K, H, W)."""
+    """A dense layer on the channels of every pixel: (B, C, *sides) → (B, K, *sides)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(2).mT).mT.reshape(len(x), self.out_features, *x.shape[2:])
 
 
 class Attention(nn.Module):
-    """Self-attention of all pixels in a residual sum: (B, C, H, W) → (B, C, H, W).
+    """Self-attention of all pixels in a residual sum: (B, C, *sides) → (B, C, *sides), sides (L), (H, W) or (D, H, W).
 
         q, k, v = qkv(norm(x));  out = (x + out₀(softmax(q kᵀ/√d) v)) · scale
 
@@ -96,14 +103,14 @@ class Attention(nn.Module):
         require(self.heads > 0, "head_width", width, f"at most {channels}, the channels that are attended")
         inner = self.heads * width
         self.norm = nn.Identity() if groups is None else style.norm(channels, groups)
-        self.qkv = Dense(channels, 3 * inner) if style.dense else conv(channels, 3 * inner, kernel=1)
-        self.out = zero_init(Dense(inner, channels) if style.dense else conv(inner, channels, kernel=1))
+        self.qkv = Dense(channels, 3 * inner) if style.dense else style.conv(channels, 3 * inner, kernel=1)
+        self.out = zero_init(Dense(inner, channels) if style.dense else style.conv(inner, channels, kernel=1))
         self.scale = style.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = self.qkv(self.norm(x)).flatten(2).mT  # (B, HW, 3 · heads · d)
+        pixels = self.qkv(self.norm(x)).flatten(2).mT  # (B, pixels, 3 · heads · d)
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in pixels.chunk(3, dim=2))
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, HW, d)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, pixels, d)
         h = attended.transpose(1, 2).flatten(2).mT.reshape(len(x), -1, *x.shape[2:])
         return _mix(x, self.out(h), self.scale)
 
@@ -116,7 +123,7 @@ class ResBlock(nn.Module):
     with r the change of size, if any. conv₀ starts at zero. Where the channels change, x passes a 1×1 convolution.
 
     Args:
-        in_channels, out_channels: (B, in, H, W) → (B, out, H', W').
+        in_channels, out_channels: (B, in, *sides) → (B, out, *sides'), where r changes the sides.
         style: what blocks share.
         attention: whether :class:`Attention` follows.
         resample: r.
@@ -136,23 +143,23 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_in = style.norm(in_channels, groups_in)
-        self.conv_in = conv(in_channels, out_channels)
+        self.conv_in = style.conv(in_channels, out_channels)
         self.code = nn.Linear(style.code_width, (2 if style.scale_shift else 1) * out_channels)
         self.norm_out = style.norm(out_channels)
         self.dropout = nn.Dropout(style.dropout)
-        self.conv_out = zero_init(conv(out_channels, out_channels))
+        self.conv_out = zero_init(style.conv(out_channels, out_channels))
         projected = project or in_channels != out_channels
-        self.skip = conv(in_channels, out_channels, kernel=1) if projected else nn.Identity()
+        self.skip = style.conv(in_channels, out_channels, kernel=1) if projected else nn.Identity()
         self.attention = Attention(out_channels, style) if attention else nn.Identity()
         self.activation, self.resample = ACTIVATIONS[style.activation], resample
-        self.scale_shift, self.scale = style.scale_shift, style.scale
+        self.scale_shift, self.scale, self.sides = style.scale_shift, style.scale, style.dims * (None,)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         h = self.activation(self.norm_in(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv_in(h)
-        shift = self.code(code)[:, :, None, None]
+        shift = self.code(code)[(..., *self.sides)]
         if self.scale_shift:
             scale, shift = shift.chunk(2, dim=1)
             h = self.norm_out(h) * (1.0 + scale) + shift

@@ -7,6 +7,7 @@ what is sensitive (normalisation, softmax, the waves of the time label) in float
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sde_diffusion.errors import require
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+LAYOUTS = {
+    "channels_last": {4: torch.channels_last, 5: torch.channels_last_3d},
+    "contiguous": {4: torch.contiguous_format, 5: torch.contiguous_format},
+}
+"""Formats of weights by their number of dimensions: kernels of images have 4, of volumes 5; others have one format."""
+CONDITIONING = ("conditions", "num_classes", "null_class")
+"""What a network says of its conditions, see :data:`~sde_diffusion.networks.layers.NETWORKS`."""
 
 
 def bfloat16_pays(device: torch.device) -> bool:
@@ -29,6 +36,8 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 class Executed(nn.Module):
     """A network in another precision, compiled, or with plain attention: (B, *), (B,) → (B, *) in the first's dtype.
+
+    What the network says of its conditions it says too; where that says nothing, it has no such attributes either.
 
     Args:
         network: the network; its parameters stay its own.
@@ -43,6 +52,9 @@ class Executed(nn.Module):
         self.graphs = compiled and _device(network).type == "cuda"
         self.net = torch.compile(network, mode="reduce-overhead" if self.graphs else None) if compiled else network
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name) if name in CONDITIONING else super().__getattr__(name)
+
     def forward(self, x: Tensor, label: Tensor, **conditions: Any) -> Tensor:
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -50,6 +62,23 @@ class Executed(nn.Module):
         with attention, torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
             out: Tensor = self.net(x, label, **conditions)
         return out.to(x.dtype, copy=self.graphs)  # the next replay of a graph overwrites what it returned
+
+
+def lay_out(network: nn.Module, layout: str) -> nn.Module:
+    """Put the weights of a network, and buffers, into a layout, in place; returns it.
+
+    Args:
+        network: of any number of sides: kernels over one side have one layout, over two and three each their own.
+        layout: "channels_last" or "contiguous".
+
+    Raises:
+        InputError: on any other layout.
+    """
+    require(layout in LAYOUTS, "layout", layout, f"one of {', '.join(LAYOUTS)}")
+    for tensor in chain(network.parameters(), network.buffers()):
+        if tensor.dim() in LAYOUTS[layout]:
+            tensor.data = tensor.data.to(memory_format=LAYOUTS[layout][tensor.dim()])
+    return network
 
 
 def execute(
@@ -86,7 +115,7 @@ def execute(
     if layout == "auto" and training and precision == "float32" and _device(network).type == "cpu":
         layout = "contiguous"
     if layout != "auto":
-        network.to(memory_format=LAYOUTS[layout])
+        lay_out(network, layout)
     as_it_is = precision == "float32" and not compiled and fused_attention
     return network if as_it_is else Executed(network, precision, compiled, fused_attention)
 

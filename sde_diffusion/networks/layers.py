@@ -19,7 +19,17 @@ from sde_diffusion.networks import winograd
 from sde_diffusion.registry import Registry
 
 NETWORKS: Registry[nn.Module] = Registry("network")
-"""Networks by name; each takes ``shape``, that of one example, and options with defaults, and is ``net(x, label)``."""
+"""Networks by name; each takes ``shape``, that of one example, and options with defaults, and is ``net(x, label)``.
+
+What one can be conditioned on it says by three attributes, which the rest of the program reads:
+
+    conditions: tuple[str, ...]  names of the keyword arguments of ``forward`` beside x and label, ("classes",) or ()
+    num_classes: int             ``classes`` (B,) are whole numbers 0 … num_classes − 1; 0 where there are none
+    null_class: bool             class num_classes means "no class", which is also what no ``classes`` mean; else a
+                                 network with classes must be told one
+
+All networks here have them (:class:`~sde_diffusion.networks.embeddings.ClassConditional`); one of one's own need not.
+"""
 
 
 def require_sizes(name: str, sizes: Sequence[int], expected: str, length: int | None = None) -> tuple[int, ...]:
@@ -34,26 +44,65 @@ def require_sizes(name: str, sizes: Sequence[int], expected: str, length: int | 
     return tuple(sizes)
 
 
+GRIDS = {1: "(channels, length)", 2: "(channels, height, width)", 3: "(channels, depth, height, width)"}
+"""Shapes of examples on a grid of so many dimensions."""
+OTHERS = {1: ("vectors", "mlp"), 2: ("series", "unet"), 4: ("volumes", "unet")}
+"""What else a shape with so many entries may be of, and the network for it; "mlp" takes all."""
+
+
+def require_grid(shape: Sequence[int], dims: Sequence[int] = (2,)) -> tuple[int, ...]:
+    """Return a shape (C, *sides) as a tuple.
+
+    Args:
+        shape: of one example.
+        dims: the numbers of sides that there may be, of 1, 2 and 3.
+
+    Raises:
+        InputError: if it is of another kind; names the network that takes it.
+    """
+    expected = " or ".join(GRIDS[n] for n in dims)
+    sizes = require_sizes("shape", shape, expected)
+    data, name = OTHERS.get(len(sizes), ("others", "mlp"))
+    remedy = f"for {data} there is --config.network.name={name}"
+    require(len(sizes) - 1 in dims, "shape", sizes, expected, remedy)
+    return sizes
+
+
+def require_halvable(shape: Sequence[int], levels: int, option: str) -> None:
+    """Require a shape (C, *sides) whose sides can be halved once per level after the first.
+
+    Raises:
+        InputError: if they cannot; ``option`` is what names the levels.
+    """
+    factor = 2 ** (levels - 1)
+    expected = f"sides divisible by {factor} for {levels} levels"
+    require(all(side % factor == 0 for side in shape[1:]), "shape", tuple(shape), expected, f"give fewer {option}")
+
+
 def require_levels(
-    shape: Sequence[int], channels: int, channel_mults: Sequence[int]
-) -> tuple[int, int, tuple[int, ...]]:
-    """Check what all U-Nets are given; returns the image's channels and height, and the multiples of the levels.
+    shape: Sequence[int], channels: int, channel_mults: Sequence[int], dims: Sequence[int] = (2,)
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Check what all U-Nets are given; returns the shape (C, *sides) and the multiples of the levels.
+
+    Args:
+        shape: of one example.
+        channels: features at full size.
+        channel_mults: features of each level in units of ``channels``.
+        dims: the numbers of sides that there may be, see :func:`require_grid`.
 
     Raises:
         InputError: if one is out of range, or the sides cannot be halved often enough.
     """
-    image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+    sizes = require_grid(shape, dims)
     mults = require_sizes("channel_mults", channel_mults, "one whole number of at least 1 for each level")
-    factor = 2 ** (len(mults) - 1)
-    halvable = height % factor == 0 and width % factor == 0
-    expected = f"sides divisible by {factor} for {len(mults)} levels"
-    require(halvable, "shape", tuple(shape), expected, "give fewer channel_mults")
+    require_halvable(sizes, len(mults), "channel_mults")
     require_int("channels", channels, 4)
     require(channels % 4 == 0, "channels", channels, "a multiple of 4")
-    return image_channels, height, mults
+    return sizes, mults
 
 
-Layer = TypeVar("Layer", bound=nn.Conv2d | nn.Linear)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = TypeVar("Layer", bound=Convolution | nn.Linear)
 
 
 def zero_init(layer: Layer) -> Layer:
@@ -75,9 +124,19 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
-def conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Conv2d:
-    """A convolution that keeps the size, with Xavier weights and no bias at first."""
-    layer = zero_init(Conv(in_channels, out_channels, kernel, padding=kernel // 2))
+CONVOLUTIONS: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: Conv, 3: nn.Conv3d}
+"""Convolutions by the number of sides."""
+
+
+def conv(in_channels: int, out_channels: int, kernel: int = 3, dims: int = 2) -> Convolution:
+    """A convolution that keeps the size, with Xavier weights and no bias at first: (B, in, *sides) → (B, out, *sides).
+
+    Args:
+        in_channels, out_channels: features.
+        kernel: side of the kernel, odd.
+        dims: number of sides, 1, 2 or 3.
+    """
+    layer = zero_init(CONVOLUTIONS[dims](in_channels, out_channels, kernel, padding=kernel // 2))
     nn.init.xavier_uniform_(layer.weight)
     return layer
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require_float, require_int
-from sde_diffusion.networks.embeddings import TimeEmbedding
+from sde_diffusion.networks.embeddings import ClassConditional, TimeEmbedding
 from sde_diffusion.networks.layers import NETWORKS, require_sizes, zero_init
 from sde_diffusion.ops import per_example
 
@@ -36,8 +36,10 @@ class DenseBlock(nn.Module):
 
 
 @NETWORKS.register("mlp")
-class MLP(nn.Module):
+class MLP(ClassConditional):
     """A time-conditioned residual network of dense layers: x (B, *shape), label (B,) → (B, *shape); zero at first.
+
+    A class-conditional network also takes ``classes`` (B,), whole numbers from 0; without them it is unconditional.
 
     Args:
         shape: shape of one example, (d,) for vectors; any other is flattened.
@@ -45,6 +47,7 @@ class MLP(nn.Module):
         depth: number of residual blocks, two layers each.
         dropout: probability of dropping a feature inside a block.
         embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
+        num_classes: number of classes of a class-conditional network, else 0.
 
     Raises:
         InputError: if an option is out of range.
@@ -57,6 +60,7 @@ class MLP(nn.Module):
         depth: int = 3,
         dropout: float = 0.0,
         embedding: str = "sinusoidal",
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         size = math.prod(require_sizes("shape", shape, "the sizes of one example, such as (2,)"))
@@ -64,13 +68,14 @@ class MLP(nn.Module):
         require_int("depth", depth, 1)
         require_float("dropout", dropout, 0.0, 1.0)
         self.time = TimeEmbedding(embedding, width, width)
+        self.embed_classes(num_classes, width)
         self.stem = nn.Linear(size, width)
         self.blocks = nn.ModuleList([DenseBlock(width, width, dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.head = zero_init(nn.Linear(width, size))
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        code = self.time(label)
+    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
+        code = self.add_classes(self.time(label), classes)
         h = self.stem(per_example(x))
         for block in self.blocks:
             h = block(h, code)

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from sde_diffusion.networks.layers import conv
 
+AVERAGES = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}
+
 
 def halve(x: Tensor) -> Tensor:
-    """Average over squares of 2×2: (B, C, H, W) → (B, C, H/2, W/2)."""
-    return F.avg_pool2d(x, 2)
+    """Average over pairs, squares or cubes of side 2: (B, C, *sides) → (B, C, *sides/2), of 1, 2 or 3 sides."""
+    return AVERAGES[x.dim()](x, 2)
 
 
 def double(x: Tensor) -> Tensor:
-    """Repeat each pixel over a square of 2×2: (B, C, H, W) → (B, C, 2H, 2W)."""
+    """Repeat each pixel twice along every side: (B, C, *sides) → (B, C, *2 sides), of 1, 2 or 3 sides."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 

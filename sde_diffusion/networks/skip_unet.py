@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.errors import require, require_int
 from sde_diffusion.networks.blocks import ResBlock, Style
-from sde_diffusion.networks.embeddings import TimeEmbedding
+from sde_diffusion.networks.embeddings import ClassConditional, TimeEmbedding
 from sde_diffusion.networks.layers import NETWORKS, conv, require_levels, require_sizes, silu, zero_init
 from sde_diffusion.networks.resampling import (
     ConvDouble,
@@ -48,7 +48,7 @@ from sde_diffusion.networks.resampling import (
 )
 
 
-class SkipUNet(nn.Module, ABC):
+class SkipUNet(ClassConditional, ABC):
     """What the three networks share: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
 
     A class-conditional network also takes ``classes`` (B,), whole numbers from 0; without them it is unconditional.
@@ -86,21 +86,18 @@ class SkipUNet(nn.Module, ABC):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        image_channels, height, mults = require_levels(shape, channels, channel_mults)
+        (image_channels, height, _), mults = require_levels(shape, channels, channel_mults)
         require_int("num_blocks", num_blocks, 1)
         sizes = require_sizes("attention", attention, "heights of at least 1") if attention else ()
-        require_int("num_classes", num_classes, 0)
         ok = isinstance(checkpoint_activations, bool)
         require(ok, "checkpoint_activations", checkpoint_activations, "True or False")
 
-        self.num_blocks, self.num_classes = num_blocks, num_classes
-        self.checkpoint_activations = checkpoint_activations
+        self.num_blocks, self.checkpoint_activations = num_blocks, checkpoint_activations
         self.style = Style(code_width=4 * channels, dropout=dropout, scale=self.scale, group_size=self.group_size)
         # As in the papers, both sines and cosines of ``channels`` random frequencies, but half as many of fixed ones.
         waves = 2 * channels if embedding == "fourier" else channels
         self.time = TimeEmbedding(embedding, waves, self.style.code_width)
-        if num_classes:
-            self.classes = nn.Embedding(num_classes + 1, self.style.code_width)  # the last stands for "no class"
+        self.embed_classes(num_classes, self.style.code_width)
         self.stem = conv(image_channels, channels)
 
         levels = [(channels * mult, height // 2**depth in sizes) for depth, mult in enumerate(mults)]
@@ -157,14 +154,6 @@ class SkipUNet(nn.Module, ABC):
     def _double(self, channels: int) -> nn.Module:
         """Make what leads up to the next level, called as a block."""
 
-    def _code(self, label: Tensor, classes: Tensor | None) -> Tensor:
-        code: Tensor = self.time(label)
-        if self.num_classes:
-            none = label.new_full(label.shape, self.num_classes, dtype=torch.long)
-            return cast(Tensor, code + self.classes(none if classes is None else classes))
-        require(classes is None, "classes", classes, "none: this network has no classes", "build it with num_classes=…")
-        return code
-
     def _run(self, block: nn.Module, h: Tensor, code: Tensor) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, h, code, use_reentrant=False))
@@ -175,7 +164,7 @@ class SkipUNet(nn.Module, ABC):
         return self.input_residual and i % (self.num_blocks + 1) == self.num_blocks
 
     def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
-        code = self._code(label, classes)
+        code = self.add_classes(self.time(label), classes)
         h = self.stem(x)
         skips, inputs = [h], iter(self.inputs)
         for i, block in enumerate(self.down):

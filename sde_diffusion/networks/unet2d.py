@@ -19,8 +19,17 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.networks.blocks import Attention, Style
-from sde_diffusion.networks.embeddings import EMBEDDINGS, GaussianFourier, Sinusoidal
-from sde_diffusion.networks.layers import ACTIVATIONS, NETWORKS, conv, require_sizes, silu, zero_init
+from sde_diffusion.networks.embeddings import EMBEDDINGS, ClassConditional, GaussianFourier, Sinusoidal
+from sde_diffusion.networks.layers import (
+    ACTIVATIONS,
+    NETWORKS,
+    conv,
+    require_grid,
+    require_halvable,
+    require_sizes,
+    silu,
+    zero_init,
+)
 from sde_diffusion.networks.unet2d_levels import Down, Middle, Up, require_kinds
 
 MIDDLES = ("attention", "plain", "none")
@@ -28,13 +37,11 @@ MIDDLES = ("attention", "plain", "none")
 
 def _require_sides(shape: Sequence[int], widths: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """Return the channels of the picture and the features of the levels; the sides can be halved often enough."""
-    image_channels, height, width = require_sizes("shape", shape, "(channels, height, width)", 3)
+    sizes = require_grid(shape)
     widths = require_sizes("widths", widths, "one whole number of at least 1 for each level")
     require(widths[0] % 2 == 0 and widths[0] >= 4, "widths", widths, "an even number of at least 4 at first")
-    factor = 2 ** (len(widths) - 1)
-    expected = f"sides divisible by {factor} for {len(widths)} levels"
-    require(height % factor == 0 and width % factor == 0, "shape", tuple(shape), expected, "give fewer widths")
-    return image_channels, widths
+    require_halvable(sizes, len(widths), "widths")
+    return sizes[0], widths
 
 
 def _time(embedding: str, width: int, shift: float, code_width: int) -> nn.Sequential:
@@ -50,7 +57,7 @@ def _time(embedding: str, width: int, shift: float, code_width: int) -> nn.Seque
 
 
 @NETWORKS.register("unet2d")
-class UNet2D(nn.Module):
+class UNet2D(ClassConditional):
     """A time-conditioned U-Net on images: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
 
     The kind of a level says how it changes the size, "conv" by a convolution, "block" in a residual block, "fir" in a
@@ -77,7 +84,9 @@ class UNet2D(nn.Module):
         embedding: how the label is read, "sinusoidal" (any label) or "fourier" (label log σ).
         frequency_shift: the sinusoidal frequencies are 10⁴^(−i/(n − shift)) for i = 0 … n − 1; 1 reaches 10⁻⁴.
         code_width: size of the time code; 0 for four times the first width.
-        num_classes: the network is told one of so many classes, ``net(x, label, y)``; 0 for none.
+        num_classes: the network is told one of so many classes, ``net(x, label, classes)``; 0 for none.
+        null_class: whether there is one class more that means "no class", and classes may be left out; else a network
+            with classes must be told one, as that of diffusers.
         input_scale, input_shift: the network sees scale · x + shift.
 
     Raises:
@@ -105,6 +114,7 @@ class UNet2D(nn.Module):
         frequency_shift: float = 1.0,
         code_width: int = 0,
         num_classes: int = 0,
+        null_class: bool = False,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
     ) -> None:
@@ -113,8 +123,7 @@ class UNet2D(nn.Module):
         down, up = require_kinds("down", down, len(widths)), require_kinds("up", up, len(widths))
         require(middle in MIDDLES, "middle", middle, f"one of {', '.join(MIDDLES)}")
         require_float("middle_divisor", middle_divisor, 0.0, open_low=True)
-        for name, value, low in (("num_blocks", num_blocks, 1), ("num_classes", num_classes, 0)):
-            require_int(name, value, low)
+        require_int("num_blocks", num_blocks, 1)
         require_int("middle_groups", middle_groups, -1)
         require(padding in (0, 1), "padding", padding, "0 or 1")
         for name, number in (("input_scale", input_scale), ("input_shift", input_shift)):
@@ -130,7 +139,7 @@ class UNet2D(nn.Module):
             dense=True,
         )
         self.time = _time(embedding, widths[0], frequency_shift, style.code_width)
-        self.classes = nn.Embedding(num_classes, style.code_width) if num_classes else None
+        self.embed_classes(num_classes, style.code_width, null_class)
         self.stem = conv(image_channels, widths[0])
 
         met = self._add_down(down, widths, image_channels, num_blocks, style, padding)
@@ -169,21 +178,19 @@ class UNet2D(nn.Module):
             below = out
         self.up = nn.ModuleList(levels)
 
-    def forward(self, x: Tensor, label: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
         """Evaluate the network.
 
         Args:
             x: images, (B, C, H, W).
             label: times, (B,).
-            y: classes, whole numbers (B,), where the network is told one.
+            classes: whole numbers (B,), where the network is told a class.
+
+        Raises:
+            InputError: on classes that do not fit, or that the network has not, or none where it must be told one.
         """
-        code = self.time(label)
-        if self.classes is not None:
-            require(y is not None, "y", y, f"classes (B,), for this network is told one of {len(self.classes.weight)}")
-            code = code + self.classes(y)
-        else:
-            require(y is None, "y", "given", "nothing, for this network is not told a class")
-        code = self.activation(code)  # the same for all blocks, which only project it
+        # The activation is the same for all blocks, which only project the code.
+        code = self.activation(self.add_classes(self.time(label), classes))
         picture: Tensor | None = x
         if self.input_scale != 1.0 or self.input_shift != 0.0:
             picture = self.input_scale * x + self.input_shift

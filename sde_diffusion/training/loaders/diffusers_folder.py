@@ -65,10 +65,10 @@ def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: 
     sides = [min(side, 2**levels) for side in shape[1:]]
     x = torch.randn(2, shape[0], *sides, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([0.5, 20.0]) if ve else torch.tensor([3.0, 700.0])  # σ, or the index
-    y = torch.zeros(2, dtype=torch.long) if model.config.num_class_embeds else None
+    classes = torch.arange(2) % model.config.num_class_embeds if model.config.num_class_embeds else None
     with torch.no_grad():
-        theirs = model.eval().float()(0.5 * x + 0.5 if ve else x, label, class_labels=y).sample
-        ours = network.eval()(x, label.log() if ve else label, y)
+        theirs = model.eval().float()(0.5 * x + 0.5 if ve else x, label, class_labels=classes).sample
+        ours = network.eval()(x, label.log() if ve else label, classes)
     if ve:
         theirs = -theirs * label[:, None, None, None]
     return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
