@@ -231,7 +231,7 @@ def test_scores_that_are_continued_are_checked(run: Path, capsys: pytest.Capture
         arrays["done"] = np.array(99)
     np.savez(path, **arrays)
     text = refused(capsys, "likelihood", f"--workdir={run}", *LIKELIHOOD)
-    assert f"likelihood.npz: {'done' if harm == 'done' else 'ode'}=" in text
+    assert f"likelihood.npz: {'done' if harm == 'done' else 'log_p_ode_nats'}=" in text
 
 
 # --- bit rot ------------------------------------------------------------------------------------------------------

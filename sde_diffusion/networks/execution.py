@@ -127,7 +127,3 @@ def precision_of(network: object) -> str:
 
 def _device(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
-
-
-def lay_out(network: nn.Module, layout: str) -> nn.Module:
-    return network.to(memory_format=LAYOUTS[layout])

@@ -224,6 +224,7 @@ class Run:
         Raises:
             InputError: if the run has conditions that the data lack.
         """
+        require(split in ("test", "train"), "split", split, "'test' or 'train'")
         data = self.dataset if data is None else data
         examples = data.split(split)
         examples = examples[: num_examples or len(examples)]
