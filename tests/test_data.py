@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
 from sde_diffusion.data.image_folder import height_and_width, load_picture
+from sde_diffusion.data.npz import read_rows
 from sde_diffusion.errors import InputError
 
 TOYS = ["mixture", "swiss_roll", "two_moons"]
@@ -902,7 +904,7 @@ def test_npz_finds_the_channels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays.test.numpy(), images[7:])
         assert arrays.levels == 256
         assert arrays.shape == (3, 6, 5)
-    grey = DATASETS.build("npz", root=write(tmp_path, train=images[:7, 0], test=images[7:, 0], labels=np.zeros(3)))
+    grey = DATASETS.build("npz", root=write(tmp_path, train=images[:7, 0], test=images[7:, 0]))
     assert grey.shape == (1, 6, 5)
     assert DATASETS.build("npz", root=write(tmp_path, train=images[:7] // 16, test=images[7:] // 16), levels=16)
 
@@ -928,7 +930,10 @@ def test_npz_splits_a_single_array_the_same_way_each_time(tmp_path: Path) -> Non
     ("arrays", "words"),
     [
         ({"a": np.array([{"code": 1}], dtype=object)}, ("plain arrays", "allow_pickle")),
-        ({"a": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test'", "['a', 'b']")),
+        ({"a": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test', or an array 'x'", "has ['a', 'b']")),
+        ({"train": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test'", "it has ['b', 'train']")),
+        ({"columns": np.array(["a"])}, ("a single array; it has []",)),
+        ({"train": np.array(1.0), "test": np.zeros((4, 2))}, ("array train shape=()", "(N, *)")),
         ({"a": np.zeros((4, 2), np.int64)}, ("array a dtype", "int64", "uint8")),
         ({"a": np.zeros((4, 2), complex)}, ("array a dtype", "complex128")),
         ({"a": np.zeros((4, 3, 5, 3), np.uint8)}, ("(4, 3, 5, 3)", "both fit")),
@@ -950,6 +955,137 @@ def test_npz_refuses_other_arrays(tmp_path: Path, arrays: dict[str, np.ndarray],
         DATASETS.build("npz", root=write(tmp_path, **arrays))
 
 
+def test_npz_reads_conditions_of_both_splits(tmp_path: Path) -> None:
+    x = np.arange(10.0).reshape(5, 2)
+    classes = {"train_classes": np.array([0.0, 2.0, 1.0, 0.0, 1.0]), "test_classes": np.array([2, 0], ">i2")}
+    others = {"train_age": np.arange(5), "test_age": np.arange(2), "train_place": x / 3, "test_place": x[:2] / 3}
+    names = {"class_names": np.array(["a", "b", "c", "d"]), "columns": np.array(["height", "mass"])}
+    data = DATASETS.build("npz", root=write(tmp_path, train=x, test=x[:2], **classes, **others, **names))
+    assert data.conditions.keys() == {"classes", "age", "place"}
+    assert [c.tolist() for c in data.conditions["classes"]] == [[0, 2, 1, 0, 1], [2, 0]]
+    assert data.conditions["classes"][1].dtype == torch.int64
+    assert data.conditions["age"][0].dtype == torch.float32
+    assert data.conditions["age"][0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    torch.testing.assert_close(data.conditions["place"][1], data.test / 3)
+    assert (data.class_names, data.columns, data.num_classes) == (("a", "b", "c", "d"), ("height", "mass"), 4)
+    assert "; 4 classes; conditions age, place; 5 train, 2 test" in data.describe()
+
+
+def test_npz_splits_conditions_along(tmp_path: Path) -> None:
+    x, columns = np.arange(40.0).reshape(20, 2), np.array(["even", "odd"])
+    alone = DATASETS.build("npz", root=write(tmp_path, anything=x, columns=columns), test_fraction=0.25)
+    assert (alone.conditions, alone.columns) == ({}, ("even", "odd"))
+    known = {"classes": np.arange(20, dtype=np.uint8), "height": x[:, 0], "image": x.reshape(20, 1, 2)}
+    data = DATASETS.build("npz", root=write(tmp_path, x=x, columns=columns, **known), test_fraction=0.25)
+    assert data.columns == ("even", "odd")
+    assert (len(data.train), len(data.test)) == (15, 5)
+    assert torch.equal(data.train, alone.train)  # the same split
+    for split in ("train", "test"):
+        examples = data.split(split)
+        assert torch.equal(examples.conditions["classes"] * 2, examples.x[:, 0].long())
+        assert torch.equal(examples.conditions["height"], examples.x[:, 0])
+        assert torch.equal(examples.conditions["image"][:, 0], examples.x)
+
+
+X = np.zeros((4, 2))
+PAIR = {"train": X, "test": X}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (PAIR | {"labels": np.zeros(4)}, ("conditions 'train_NAME' and 'test_NAME'", "it also has ['labels']")),
+        (PAIR | {"x": X}, ("it also has ['x']",)),
+        (PAIR | {"train_age": np.zeros(4)}, ("conditions of both splits", "it has 'train_age' without 'test_age'")),
+        (PAIR | {"test_age": np.zeros(4)}, ("conditions of both splits", "it has 'test_age' without 'train_age'")),
+        (PAIR | {"train_age": np.zeros(4), "test_age": np.zeros(3)}, ("test age length=3", "4, one for each")),
+        (PAIR | {"train_": np.zeros(4), "test_": np.zeros(4)}, ("train condition=''", "a name like a variable's")),
+        ({"x": X, "age": np.zeros(3)}, ("shapes of arrays={'age': (3,)}", "(4, …), one value for each example of 'x'")),
+        ({"x": X, "b": np.array(1.0), "a": np.zeros((2, 4))}, ("shapes of arrays={'a': (2, 4), 'b': ()}",)),
+        ({"x": X, "t": np.zeros(4)}, ("x condition='t'", "none of x, t")),
+        ({"x": X, "age": np.array([1.0, np.nan, 2.0, np.inf])}, ("x age NaN or infinite values=2", "none")),
+        ({"x": X, "age": np.full(4, 1e300)}, ("x age NaN or infinite values=4",)),
+        ({"x": X, "age": np.array(list("abcd"))}, ("array age dtype='<U1'", "numbers", "leave it out")),
+        ({"x": X, "classes": np.array(list("abcd"))}, ("array classes dtype='<U1'", "numbers", "names in class_names")),
+        ({"x": X, "classes": np.array([0.0, 1.5, 1.0, 0.5])}, ("array classes=1.5", "whole numbers", "2 are not")),
+        ({"x": X, "classes": np.array([0.0, 1.0, 1.0, np.nan])}, ("array classes=nan", "whole numbers", "1 are not")),
+        ({"x": X, "classes": np.array([0.0, 1.0, 1.0, 1e300])}, ("array classes=1e+300", "whole numbers")),
+        (PAIR | {"train_classes": np.full(4, 0.5), "test_classes": np.zeros(4)}, ("array train_classes=0.5", "4 are")),
+        ({"x": X, "classes": np.array([0, -1, 0, 0])}, ("x classes minimum=-1", "whole numbers from 0")),
+        ({"x": X, "classes": np.zeros((4, 1))}, ("x classes shape=(4, 1)", "(4,), one class for each example")),
+        ({"x": X, "classes": np.arange(4), "class_names": np.array(["a"])}, ("x classes maximum=3", "below 1")),
+        ({"x": X, "class_names": np.array(["a"])}, ("npz class_names=('a',)", "there are no classes")),
+        ({"x": X, "class_names": np.arange(2)}, ("array class_names dtype and shape='int64 (2,)'", "strings (n,)")),
+        ({"x": X, "columns": np.array([["a", "b"]])}, ("array columns dtype and shape='<U1 (1, 2)'", "strings (n,)")),
+        ({"x": X, "columns": np.array(["a"])}, ("npz.train number of columns' names=1", "2, one for each component")),
+        (
+            {"x": X + np.array([0.0, np.nan]), "columns": np.array(["a", "b"])},
+            ("npz.train NaN or infinite values=3", "the first column that has them is 'b', with 3"),
+        ),
+    ],
+)
+def test_npz_refuses_conditions_and_names(
+    tmp_path: Path, arrays: dict[str, np.ndarray], words: tuple[str, ...]
+) -> None:
+    with refused(*words):
+        DATASETS.build("npz", root=write(tmp_path, **arrays), test_fraction=0.01)
+
+
+def test_read_rows_takes_x_or_test_or_the_only_array(tmp_path: Path) -> None:
+    x = np.arange(8.0).reshape(4, 2)
+    others = {"train": X[:, :1], "train_age": X, "train_classes": X, "columns": np.array(["a", "b"])}
+    for arrays in (
+        {"x": x, "classes": np.arange(4)},
+        {"test": x, "test_classes": np.arange(4)},
+        {"test": x, "test_classes": np.arange(4), **others},
+        {"rows": x},
+        {"train": x},
+    ):
+        rows = read_rows(write(tmp_path, **arrays), like=(2,))
+        np.testing.assert_array_equal(rows.x.numpy(), x)
+        classes = [] if len(arrays) == 1 else [("classes", [0, 1, 2, 3])]
+        assert [(name, value.tolist()) for name, value in rows.conditions.items()] == classes
+    one = read_rows(Path(write(tmp_path, x=x[:1], age=np.ones((1, 3)))))  # one row is enough, and any shape
+    assert (len(one), one.conditions["age"].shape) == (1, (1, 3))
+    images = read_rows(write(tmp_path, x=np.full((2, 5, 4, 3), 9, np.uint8)), like=(3, 5, 4))
+    assert images.x.shape == (2, 3, 5, 4)
+    assert images.x.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.zeros((4, 3))}, ("array x shape=(4, 3)", "(N, 2)")),
+        ({"test": np.zeros((4, 2, 1))}, ("array test shape=(4, 2, 1)", "(N, 2)")),
+        ({"a": X, "b": X}, ("an array 'test', or an array 'x', or a single array", "it has ['a', 'b']")),
+        ({"test": X, "age": np.zeros(4)}, ("array 'test' and conditions 'test_NAME'", "it also has ['age']")),
+        ({"test": X, "test_age": np.zeros(3)}, ("test age length=3", "4, one for each")),
+        ({"x": X, "age": np.zeros(3)}, ("shapes of arrays={'age': (3,)}",)),
+        ({"x": X, "classes": np.full(4, 0.5)}, ("array classes=0.5", "whole numbers")),
+        ({"x": X, "classes": np.arange(4), "class_names": np.array(["a"])}, ("x classes maximum=3", "below 1")),
+        ({"x": X[:0]}, ("array x shape=(0, 2)", "empty")),
+        ({"x": X.astype(int)}, ("array x dtype", "int64")),
+        (
+            {"x": X + np.array([0.0, np.inf]), "columns": np.array(["a", "b"])},
+            ("array x NaN or infinite values=4", "is 'b', with 4"),
+        ),
+    ],
+)
+def test_read_rows_refuses_in_one_line(tmp_path: Path, arrays: dict[str, np.ndarray], words: tuple[str, ...]) -> None:
+    with refused(*words):
+        read_rows(write(tmp_path, **arrays), like=(2,))
+
+
+def test_read_rows_refuses_other_files(tmp_path: Path) -> None:
+    with refused(f"file='{tmp_path / 'none.npz'}'", "an existing .npz file"):
+        read_rows(tmp_path / "none.npz")
+    (tmp_path / "evil.npz").write_bytes(pickle.dumps({"x": 1}))
+    with refused(f"file='{tmp_path / 'evil.npz'}': not a readable .npz file", "neither a zip archive"):
+        read_rows(tmp_path / "evil.npz")
+    with refused("file=", "allow_pickle"):
+        read_rows(write(tmp_path, x=np.array([{}], dtype=object)))
+
+
 def test_npz_refuses_other_files(tmp_path: Path) -> None:
     with refused("root=''", ".npz"):
         DATASETS.build("npz")
@@ -966,6 +1102,10 @@ def test_npz_refuses_other_files(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.zeros((4, 2)))
     with refused("one.npy", "numpy.savez"):
         DATASETS.build("npz", root=str(tmp_path / "one.npy"))
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    with refused("other.zip", "a.txt is no array"):
+        DATASETS.build("npz", root=str(tmp_path / "other.zip"))
     (tmp_path / "evil.npz").write_bytes(pickle.dumps({"train": 1}))
     with refused("evil.npz", "neither a zip archive"):
         DATASETS.build("npz", root=str(tmp_path / "evil.npz"))

@@ -1,4 +1,4 @@
-"""Arrays from a NumPy ``.npz`` file: 8-bit images or continuous vectors."""
+"""Arrays from a NumPy ``.npz`` file: 8-bit images or continuous data, and what is known of each example."""
 
 from __future__ import annotations
 
@@ -10,32 +10,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.data.base import DATASETS, Dataset, count_test, random_split
+from sde_diffusion.data.base import (
+    CLASSES,
+    DATASETS,
+    Dataset,
+    Examples,
+    count_test,
+    random_split,
+    require_conditions,
+    require_data,
+)
 from sde_diffusion.errors import InputError, require
 
+_Arrays = dict[str, np.ndarray]
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Return all arrays of the file; pickled objects are refused, because unpickling runs code."""
+
+def _read(argument: str, root: str) -> tuple[_Arrays, tuple[str, ...], tuple[str, ...]]:
+    """Return all arrays of the file but ``class_names`` and ``columns``, and the strings of these two.
+
+    Pickled objects are refused, because unpickling runs code.
+
+    Raises:
+        InputError: on a missing or damaged file, pickled objects, or names that are not strings (n,).
+    """
+    path = Path(root).expanduser()
+    require(path.is_file(), argument, root, "an existing .npz file")
     try:
         with path.open("rb") as file:
             if not file.peek(6).startswith((b"PK", b"\x93NUMPY")):  # what numpy.load takes for a pickle
                 raise ValueError("neither a zip archive nor a NumPy array")
             content = np.load(file, allow_pickle=False)
             arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else None
+            if other := [name for name, array in (arrays or {}).items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{other[0]} is no array")  # the bytes of another file in the archive
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"root='{path}': not a readable .npz file of plain arrays ({reason})") from error
+        raise InputError(f"{argument}='{path}': not a readable .npz file of plain arrays ({reason})") from error
     if arrays is None:
-        raise InputError(f"root='{path}': expected an .npz file, got a single .npy array; save it with numpy.savez")
-    return arrays
+        raise InputError(
+            f"{argument}='{path}': expected an .npz file, got a single .npy array; save it with numpy.savez"
+        )
+    class_names, columns = (_strings(name, arrays.pop(name, None)) for name in ("class_names", "columns"))
+    return arrays, class_names, columns
+
+
+def _strings(name: str, array: np.ndarray | None) -> tuple[str, ...]:
+    if array is None:
+        return ()
+    ok = array.dtype.kind == "U" and array.ndim == 1
+    require(ok, f"array {name} dtype and shape", f"{array.dtype} {array.shape}", "strings (n,)")
+    return tuple(array.tolist())
 
 
 def _to_tensor(name: str, array: np.ndarray) -> Tensor:
     """Make uint8 images (N, C, H, W) or float32 (N, *) of an array.
 
     Raises:
-        InputError: on another dtype, or a shape that does not say where the channels are.
+        InputError: on a single number, another dtype, or a shape that does not say where the channels are.
     """
+    require(array.ndim >= 1, f"array {name} shape", (), "(N, *)")
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, which Dataset refuses
             return torch.from_numpy(np.asarray(array, dtype=np.float32))
@@ -52,12 +85,88 @@ def _to_tensor(name: str, array: np.ndarray) -> Tensor:
     return images if first else images.permute(0, 3, 1, 2).contiguous()
 
 
+def _to_condition(condition: str, name: str, array: np.ndarray) -> Tensor:
+    """Make float32 (N, …) of the array ``name`` of numbers, or int64 of classes, which may be floats that are whole.
+
+    Raises:
+        InputError: on another dtype, or classes that are not whole.
+    """
+    remedy = "number them from 0 and say their names in class_names" if condition == CLASSES else "leave it out"
+    require(array.dtype.kind in "biuf", f"array {name} dtype", str(array.dtype), "numbers, as conditions are", remedy)
+    if condition != CLASSES:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, which is refused
+            return torch.from_numpy(np.asarray(array, dtype=np.float32))
+    with np.errstate(invalid="ignore"):  # NaN and infinity become whole numbers, which differ from them
+        classes = array.astype(np.int64)
+    broken = array[classes != array]
+    first = broken.flat[0].item() if broken.size else None
+    require(broken.size == 0, f"array {name}", first, "whole numbers, as classes are", f"{broken.size} are not")
+    return torch.from_numpy(classes)
+
+
+def _with_prefix(arrays: _Arrays, split: str, class_names: tuple[str, ...]) -> Examples:
+    """Return the examples of the array ``split`` and their conditions, the arrays ``split_NAME``.
+
+    Raises:
+        InputError: on arrays that are neither data nor conditions, or a condition of another length.
+    """
+    data, given = _to_tensor(split, arrays[split]), {}
+    for name, array in arrays.items():
+        if name.startswith(f"{split}_"):
+            condition = name.removeprefix(f"{split}_")
+            given[condition] = _to_condition(condition, name, array)
+    require_conditions(split, len(data), given, class_names)
+    return Examples(data, given)
+
+
+def _with_others(arrays: _Arrays, data_name: str, class_names: tuple[str, ...]) -> Examples:
+    """Return the examples of one array and their conditions, all other arrays.
+
+    Raises:
+        InputError: on arrays that are neither data nor conditions; names those that are not of the length of the data.
+    """
+    data = _to_tensor(data_name, arrays[data_name])
+    others = {name: array for name, array in arrays.items() if name != data_name}
+    odd = {name: array.shape for name, array in sorted(others.items()) if array.shape[:1] != (len(data),)}
+    expected = f"({len(data)}, …), one value for each example of {data_name!r}"
+    require(not odd, "shapes of arrays", odd, expected, "all arrays beside the data are conditions")
+    given = {name: _to_condition(name, name, array) for name, array in others.items()}
+    require_conditions(data_name, len(data), given, class_names)
+    return Examples(data, given)
+
+
+def _data_name(argument: str, root: str, arrays: _Arrays, otherwise: str) -> str:
+    """Return the name of the one array that holds the data: ``x``, or the only one.
+
+    Raises:
+        InputError: if there is neither; tells ``otherwise``, what else could be there, and names the arrays.
+    """
+    expected = f"{otherwise}, or an array 'x', or a single array"
+    require("x" in arrays or len(arrays) == 1, argument, root, expected, f"it has {sorted(arrays)}")
+    return "x" if "x" in arrays else next(iter(arrays))
+
+
+def _require_pairs(root: str, arrays: _Arrays) -> None:
+    """Require that all arrays beside train and test are conditions of both."""
+    others = sorted(arrays.keys() - {"train", "test"})
+    strange = [name for name in others if not name.startswith(("train_", "test_"))]
+    expected = "arrays 'train' and 'test' and conditions 'train_NAME' and 'test_NAME'"
+    require(not strange, "root", root, expected, f"it also has {strange}")
+    for name in others:
+        split, _, condition = name.partition("_")
+        other = f"{'test' if split == 'train' else 'train'}_{condition}"
+        require(other in arrays, "root", root, "conditions of both splits", f"it has {name!r} without {other!r}")
+
+
 @DATASETS.register("npz")
 def npz(root: str = "", test_fraction: float = 0.1, levels: int = 256) -> Dataset:
-    """The arrays ``train`` and ``test`` of an ``.npz`` file, or its only array, split by a fixed permutation.
+    """The arrays of an ``.npz`` file, with what is known of each example.
 
-    uint8 arrays are images, with channels second, last or absent; floating-point arrays (N, *) are continuous data that
-    are used as they are: bring them to about zero mean and unit variance.
+    Either ``train`` and ``test``, with conditions ``train_NAME`` and ``test_NAME`` (such as ``train_classes``); or one
+    array, ``x`` or the only one, which is split by a fixed permutation, and every other array (N, …) a condition. The
+    strings ``columns`` name the components of vectors, the strings ``class_names`` the classes 0, 1, …
+
+    uint8 arrays are images, with channels second, last or absent; floating-point arrays (N, *) are continuous data.
 
     Args:
         root: the file.
@@ -65,19 +174,49 @@ def npz(root: str = "", test_fraction: float = 0.1, levels: int = 256) -> Datase
         levels: number of grey levels of uint8 images, 2 … 256.
 
     Raises:
-        InputError: on a missing or damaged file, pickled objects, other dtypes or shapes, NaN or infinity.
+        InputError: on a missing or damaged file, pickled objects, other arrays, dtypes or shapes, a condition of one
+            split alone, NaN or infinity.
     """
     require(isinstance(root, str) and root != "", "root", root, "an .npz file")
-    path = Path(root).expanduser()
-    require(path.is_file(), "root", root, "an existing .npz file")
-    arrays = _read(path)
+    arrays, class_names, columns = _read("root", root)
     if {"train", "test"} <= arrays.keys():
-        train, test = _to_tensor("train", arrays["train"]), _to_tensor("test", arrays["test"])
+        _require_pairs(root, arrays)
+        train, test = (_with_prefix(arrays, split, class_names) for split in ("train", "test"))
     else:
-        names = sorted(arrays)
-        require(len(names) == 1, "root", root, f"arrays 'train' and 'test', or a single array; it has {names}")
-        data = _to_tensor(names[0], arrays[names[0]])
-        require(data.ndim >= 1, f"array {names[0]} shape", (), "(N, *)")
-        train_indices, test_indices = random_split(len(data), count_test(len(data), test_fraction, f"root='{root}'"))
-        train, test = data[train_indices], data[test_indices]
-    return Dataset("npz", train, test, levels=levels if train.dtype == torch.uint8 else None)
+        both = _with_others(arrays, _data_name("root", root, arrays, "arrays 'train' and 'test'"), class_names)
+        train_indices, test_indices = random_split(len(both), count_test(len(both), test_fraction, f"root='{root}'"))
+        train, test = both[train_indices], both[test_indices]
+    known = {name: (value, test.conditions[name]) for name, value in train.conditions.items()}
+    return Dataset(
+        "npz", train.x, test.x, levels if train.x.dtype == torch.uint8 else None, known, class_names, columns
+    )
+
+
+def read_rows(path: str | Path, like: tuple[int, ...] | None = None) -> Examples:
+    """Read new examples of an ``.npz`` file: its array ``x``, or ``test``, or the only one, with its conditions.
+
+    The conditions of ``test`` are ``test_NAME`` (``train`` and ``train_NAME`` are passed over), of the others all other
+    arrays.
+
+    Args:
+        path: the file.
+        like: the shape that one example must have, or None for any.
+
+    Raises:
+        InputError: on what :func:`npz` refuses, no such array, or examples of another shape than ``like``.
+    """
+    arrays, class_names, columns = _read("file", str(path))
+    if "test" in arrays and "x" not in arrays:
+        used = {key for key in arrays if key == "test" or key.startswith("test_")}
+        strange = sorted(key for key in arrays.keys() - used if key != "train" and not key.startswith("train_"))
+        require(not strange, "file", str(path), "array 'test' and conditions 'test_NAME'", f"it also has {strange}")
+        name, examples = "test", _with_prefix(arrays, "test", class_names)
+    else:
+        name = _data_name("file", str(path), arrays, "an array 'test'")
+        examples = _with_others(arrays, name, class_names)
+    shape = tuple(examples.x.shape)
+    if like is not None:
+        expected = f"(N, {', '.join(map(str, like))}), as expected of an example"
+        require(shape[1:] == tuple(like), f"file='{path}': array {name} shape", shape, expected)
+    require_data(f"array {name}", examples.x, 256 if examples.x.dtype == torch.uint8 else None, columns)
+    return examples
