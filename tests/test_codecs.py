@@ -110,8 +110,8 @@ def test_log_p_of_standardised_data_is_the_closed_form() -> None:
     z, weight = codec.encode(x[:32])
     sde = sd.VPSDE()
     r = sd.log_likelihood(law_z.denoiser(sde), z.double(), divergence="exact", rtol=1e-8, atol=1e-8, check=0)
-    # What is left is the prior's mismatch, whose log-ratio has a standard deviation of about √(2 KL), and the truncation
-    # at t = 1e-5, of variance 1e-6 beside the smallest variance of z in any direction, 0.1.
+    # What is left is the prior's mismatch, whose log-ratio has a standard deviation of about √(2 KL), and the
+    # truncation at t = 1e-5, of variance 1e-6 beside the smallest variance of z in any direction, 0.1.
     spread = math.sqrt(2.0 * float(law_z.prior_kl(sde)))
     torch.testing.assert_close(r.log_prob + weight, law.log_prob(x[:32].double()), atol=5.0 * spread + 1e-4, rtol=0.0)
 

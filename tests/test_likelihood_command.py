@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score
 
 import sde_diffusion as sd
 from sde_diffusion import likelihood as mathematics
-from sde_diffusion.commands.main import main
 from sde_diffusion.codecs import Identity
 from sde_diffusion.codecs.grey_levels import to_uint8
+from sde_diffusion.commands.main import main
 from sde_diffusion.data import DATASETS, Examples
 from sde_diffusion.evaluation.bits import separation, summary
 from sde_diffusion.evaluation.scoring import NAMES, Scorer, ScoringOptions

@@ -249,7 +249,7 @@ class Dataset:
         if self.levels is None:
             parts.append(f"continuous, {self._spread()}")
         else:
-            parts.append(f"{self.levels} grey levels, 0 to {self.levels - 1} scaled to [−1, 1]")
+            parts.append(f"{self.levels} grey levels")
         if self.num_classes:
             parts.append(f"{self.num_classes} class{'es' if self.num_classes > 1 else ''}")
         others = [name for name in self.conditions if name != CLASSES]

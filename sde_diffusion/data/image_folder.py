@@ -121,18 +121,27 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 def _listed(files: list[str]) -> str:
     """Name the first files and say how many more there are."""
+    files = sorted(files)
     more = len(files) - _LISTED
     return ", ".join(files[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _find(folder: Path) -> list[str]:
-    """Return the paths of all pictures, relative to the folder, "/" between their parts, in alphabetical order."""
+    """Return the paths of all pictures, relative to the folder, "/" between their parts.
+
+    They are in the order of a hash, so that the first so many are of all kinds, in whatever folders they lie.
+    """
     endings = _picture_formats()[1]
-    return sorted(
+    names = [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
-    )
+        if path.suffix.lower() in endings and path.is_file()
+    ]
+    return sorted((name for name in names if not any(part.startswith(".") for part in name.split("/"))), key=_hash)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _read(root: str, names: list[str], shape: tuple[int, int, int], fit: str, quiet: bool) -> Tensor:
@@ -168,7 +177,7 @@ def _read(root: str, names: list[str], shape: tuple[int, int, int], fit: str, qu
 def _held_out(names: list[str], test_fraction: float, root: str) -> Tensor:
     """Return which pictures are held out by a hash of their paths, (N,) bool."""
     num_test = count_test(len(names), test_fraction, f"root='{root}'")
-    held_out = set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:num_test])
+    held_out = set(sorted(names, key=_hash)[:num_test])
     return torch.tensor([name in held_out for name in names])
 
 
@@ -197,7 +206,7 @@ def image_folder(
     depends on a hash of its path relative to ``root``, so it is the same on every machine and hardly changes when
     pictures are added. If every picture lies in a subfolder (of ``train`` and ``test``, if these are the splits), the
     first-level ones are the classes, in alphabetical order. Transparency is laid on white. Files whose ending is no
-    picture's and hidden files are passed over.
+    picture's and what is hidden are passed over.
 
     Args:
         root: the folder.
@@ -222,7 +231,11 @@ def image_folder(
     names = _find(folder)
     require(len(names) > 0, "root", root, "pictures in it or in its subfolders, such as .png or .jpg files")
 
-    divided = {name.partition("/")[0] for name in names} == {"train", "test"}
+    tops = {name.partition("/")[0] for name in names}
+    divided = tops == {"train", "test"}
+    splits = {"train", "test", "val", "valid", "validation"}
+    expected = "train and test alone, as splits, or folders that are classes"
+    require(divided or "train" not in tops or not tops <= splits, "root", root, expected, f"it has {sorted(tops)}")
     by_folder = torch.tensor([name.startswith("test/") for name in names])
     test = by_folder if divided else _held_out(names, test_fraction, root)
     classes, class_names = _classes([name.partition("/")[2] if divided else name for name in names])

@@ -192,7 +192,9 @@ def npz(root: str = "", test_fraction: float = 0.1, levels: int = 256) -> Datase
     )
 
 
-def read_rows(path: str | Path, like: tuple[int, ...] | None = None) -> Examples:
+def read_rows(
+    path: str | Path, like: tuple[int, ...] | None = None, levels: int | None = 256, columns: tuple[str, ...] = ()
+) -> Examples:
     """Read new examples of an ``.npz`` file: its array ``x``, or ``test``, or the only one, with its conditions.
 
     The conditions of ``test`` are ``test_NAME`` (``train`` and ``train_NAME`` are passed over), of the others all other
@@ -201,11 +203,14 @@ def read_rows(path: str | Path, like: tuple[int, ...] | None = None) -> Examples
     Args:
         path: the file.
         like: the shape that one example must have, or None for any.
+        levels: number of grey levels that pictures must have.
+        columns: names that the columns must have, where the file names them.
 
     Raises:
-        InputError: on what :func:`npz` refuses, no such array, or examples of another shape than ``like``.
+        InputError: on what :func:`npz` refuses, no such array, or examples of another shape, of more levels or of other
+            columns.
     """
-    arrays, class_names, columns = _read("file", str(path))
+    arrays, class_names, named = _read("file", str(path))
     if "test" in arrays and "x" not in arrays:
         used = {key for key in arrays if key == "test" or key.startswith("test_")}
         strange = sorted(key for key in arrays.keys() - used if key != "train" and not key.startswith("train_"))
@@ -218,5 +223,7 @@ def read_rows(path: str | Path, like: tuple[int, ...] | None = None) -> Examples
     if like is not None:
         expected = f"(N, {', '.join(map(str, like))}), as expected of an example"
         require(shape[1:] == tuple(like), f"file='{path}': array {name} shape", shape, expected)
-    require_data(f"array {name}", examples.x, 256 if examples.x.dtype == torch.uint8 else None, columns)
+    expected = f"{', '.join(columns)}, as the model was trained on"
+    require(not (named and columns) or named == columns, f"file='{path}': columns", ", ".join(named), expected)
+    require_data(f"array {name}", examples.x, levels if examples.x.dtype == torch.uint8 else None, named)
     return examples

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.data import Examples
+from sde_diffusion.data import Examples, random_split
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.registry import hint
 
@@ -72,24 +72,30 @@ def conditions_of_samples(run: Run, n: int, classes: Classes, others: Mapping[st
     return found
 
 
-def conditions_of_examples(run: Run, examples: Examples, n: int, classes: Classes = None) -> dict[str, Tensor]:
-    """Return what ``n`` samples or examples are conditioned on where there are examples to go by, which take turns.
+def conditions_of_examples(
+    run: Run, examples: Examples, classes: Classes = None, samples: int | None = None
+) -> dict[str, Tensor]:
+    """Return what examples are conditioned on, or samples that are to be like them.
 
     Args:
+        samples: number of samples: one after the other is like the next example, in an order that is mixed but always
+            the same, so that a few are like all of the data, however sorted these are. None for the examples' own.
         classes: None or "data" for the conditions of the examples; else as of :func:`conditions_of_samples`.
 
     Raises:
         InputError: if the network has conditions that the examples lack.
     """
+    n = len(examples) if samples is None else samples
     if isinstance(classes, Tensor) or classes not in (None, "", DATA):
         return conditions_of_samples(run, n, classes, {})
+    order = torch.arange(n) if samples is None else random_split(len(examples), 0)[0]
+    which = order[torch.arange(n) % len(examples)]
     names = run.denoiser.conditions or ()
     for name in names:
         remedy = "give --classes=none, or one class" if name == "classes" else "add them to the data"
         expected = f"{name} of the examples, on which the run's network is conditioned"
         require(name in examples.conditions, name, "missing in the data", expected, remedy)
-    turn = torch.arange(n) % max(len(examples), 1)
-    found = {name: examples.conditions[name][turn] for name in names}
+    found = {name: examples.conditions[name][which] for name in names}
     run.denoiser.require_conditions(found, n)
     return found
 

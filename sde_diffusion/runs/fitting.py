@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from sde_diffusion import config as configuration
+from sde_diffusion.codecs import CODECS
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import provenance
@@ -66,7 +67,8 @@ def train_run(
     configuration.build_sampler(config)  # refuse its options now, not after the training
     size = sum(p.numel() for p in network.parameters())
     told = f", told {', '.join(names)}" if names else ""
-    say(f"{dataset.describe()}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
+    data = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
+    say(f"{data}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
 
     state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
     if found is not None:

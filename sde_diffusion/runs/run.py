@@ -228,7 +228,7 @@ class Run:
         data = self.dataset if data is None else data
         examples = data.split(split)
         examples = examples[: num_examples or len(examples)]
-        given = conditions_of_examples(self, examples, len(examples), classes)
+        given = conditions_of_examples(self, examples, classes)
         facts = {"data": data.name, "split": split}
         if given:
             facts["given"] = str(classes or DATA)

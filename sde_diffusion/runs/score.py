@@ -153,8 +153,8 @@ def score_rows(
     Raises:
         InputError: if the file cannot be read, its rows are of another shape or dtype, or conditions are missing.
     """
-    rows = read_rows(path, run.shape)
-    given = conditions_of_examples(run, rows, len(rows), classes)
+    rows = read_rows(path, run.shape, run.levels or 256, run.columns)
+    given = conditions_of_examples(run, rows, classes)
     options = replace(options, tolerance=options.tolerance or (DEFAULT_TOLERANCE if len(rows) < FEW else 0.0))
     facts = {"data": path.name, "rows": hashlib.sha256(rows.x.numpy().tobytes()).hexdigest()}
     if given:
@@ -182,7 +182,7 @@ def score_pictures(
     require(run.levels is not None, "image", [str(f) for f in files], expected, remedy)
     pixels = torch.stack([torch.from_numpy(load_picture(Path(f), run.shape)) for f in files])
     k = (pixels.float() * (((run.levels or 2) - 1) / 255)).round().to(torch.uint8)
-    given = conditions_of_examples(run, Examples(k, {}), len(k), classes)
+    given = conditions_of_examples(run, Examples(k), classes)
     options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
     facts = {"files": [str(f) for f in files], "pixels": hashlib.sha256(k.numpy().tobytes()).hexdigest()}
     if given:

@@ -16,7 +16,7 @@ import samplers
 from samplers import Sampler
 from sde_diffusion.codecs import Codec
 from sde_diffusion.codecs.grey_levels import to_uint8
-from sde_diffusion.data import Dataset
+from sde_diffusion.data import Dataset, random_split
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.curves import as_csv, points
 from sde_diffusion.evaluation.figures import save_sweep
@@ -144,7 +144,7 @@ class _Sweep:
         self.run, self.options, self.quiet, self.hook = run, options, quiet, hook
         self.extractor, self.reference, self.digest = load_reference(run.dataset, run.codec, options, run.device)
         examples = run.dataset.split(options.split)
-        self.given = conditions_of_examples(run, examples, options.num_samples, options.classes)
+        self.given = conditions_of_examples(run, examples, options.classes, options.num_samples)
         self.metric = self.extractor.metric
         # The last of each sampler, which is the longest, is shown on its way from noise to image.
         self.strips = {setting.sampler: setting for setting in plan if setting.seed == plan[0].seed}
@@ -175,7 +175,8 @@ class _Sweep:
         if self.options.split == "train":
             return None
         data = self.run.dataset
-        z, _ = self.run.codec.encode(data.train[: self.options.num_samples])
+        some = random_split(len(data.train), 0)[0][: self.options.num_samples]  # however the data are sorted
+        z, _ = self.run.codec.encode(data.train[some])
         features = self.extractor(seen(self.run.codec, data.levels, z))
         return measure(features, self.reference, self.metric, self.options.kid_subset)
 
