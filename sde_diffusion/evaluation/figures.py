@@ -33,7 +33,7 @@ Reference:
 SUFFIXES = (".svg", ".png")
 
 
-def _logarithmic(*axes: Any) -> None:
+def logarithmic(*axes: Any) -> None:
     """Mark x or y axes at 1, 2 and 5 times the powers of ten, in plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -44,10 +44,23 @@ def _logarithmic(*axes: Any) -> None:
 
 
 @contextmanager
-def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 120) -> Iterator[list[Any]]:
+def figure(
+    path: Path,
+    size: tuple[float, float],
+    panels: int = 1,
+    dpi: int = 120,
+    *,
+    rows: int = 1,
+    widths: Sequence[float] | None = None,
+) -> Iterator[list[Any]]:
     """Yield the axes of a figure of ``size`` inches with panels side by side, and write it to ``path`` afterwards.
 
     A path without a suffix is written both as SVG and as PNG.
+
+    Args:
+        panels: of each row.
+        rows: of panels, which are yielded row by row.
+        widths: of the panels of a row, relative to each other; by default they are equal.
     """
     import matplotlib
 
@@ -55,9 +68,9 @@ def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 12
     matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(1, panels, figsize=size, squeeze=False)
+    drawn, axes = pyplot.subplots(rows, panels, figsize=size, squeeze=False, width_ratios=widths)
     try:
-        yield list(axes[0])
+        yield list(axes.flat)
         drawn.tight_layout()
         for target in [path] if path.suffix else [path.with_suffix(suffix) for suffix in SUFFIXES]:
             write_atomically(target, lambda p: drawn.savefig(p, dpi=dpi))
@@ -103,7 +116,7 @@ def save_sweep(path: Path, points: Sequence[Point], metric: str, cost: str = "nf
             axis.axhline(mark, color="#777", linestyle="--", linewidth=1.0, label="training images")
         axis.set_xscale("log")
         axis.set_yscale("log")
-        _logarithmic(axis.xaxis, axis.yaxis)
+        logarithmic(axis.xaxis, axis.yaxis)
         axis.set_xlabel("network evaluations a sample" if cost == "nfe" else "seconds of all samples")
         axis.set_ylabel(metric)
         axis.grid(alpha=0.3)
@@ -121,7 +134,7 @@ def save_training(path: Path, runs: Mapping[str, Sequence[dict[str, float]]]) ->
             colour = COLOURS[i % len(COLOURS)]
             axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], color=colour, label=name)
         axis.set_yscale("log")
-        _logarithmic(axis.yaxis)
+        logarithmic(axis.yaxis)
         axis.set_xlabel("training step")
         axis.set_ylabel("loss")
         axis.grid(alpha=0.3)
