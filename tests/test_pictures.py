@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.evaluation import pictures
+from sde_diffusion.evaluation import figures, pictures
+from sde_diffusion.evaluation.curves import Point
+from sde_diffusion.evaluation.figures import save_sweep
 from sde_diffusion.evaluation.pictures import save_examples, save_grid, save_strip
 
 
@@ -28,7 +30,7 @@ def normals(*shape: int, seed: int = 0) -> Tensor:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of every figure, as they were when it was written."""
     kept: list[Any] = []
-    original = pictures.figure
+    original = figures.figure
 
     @contextmanager
     def figure(*args: Any, **options: Any) -> Iterator[list[Any]]:
@@ -36,7 +38,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             yield axes
             kept.append(axes)
 
-    monkeypatch.setattr(pictures, "figure", figure)
+    for module in (figures, pictures):
+        monkeypatch.setattr(module, "figure", figure)
     return kept
 
 
@@ -182,3 +185,20 @@ def test_grids_and_strips_draw_vectors_as_points(tmp_path: Path, drawn: list[Any
     save_grid(tmp_path / "pictures.png", normals(4, 1, 8, 8).clamp(-1.0, 1.0))
     for name in ("grid", "strip", "pictures"):
         whole(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "mark"), [((0.5, 0.02), None), ((0.5, -0.02), 0.01), ((0.5, 0.02), -0.01), ((0.0,), 0)]
+)
+def test_sweeps_show_estimates_below_zero(
+    metrics: tuple[float, ...], mark: float | None, tmp_path: Path, drawn: list[Any]
+) -> None:
+    """What is estimated without bias may be: the axis is then linear about 0, so that no point is lost."""
+    points = [Point("ddim", "num_steps", 10.0**i, 10.0**i, 1.0, m, 0.01, ()) for i, m in enumerate(metrics)]
+    save_sweep(tmp_path / "sweep.png", points, "energy distance", mark=mark)
+    whole(tmp_path / "sweep.png")
+    (axis,) = drawn[0]
+    values = [*metrics, *([] if mark is None else [mark])]
+    assert axis.get_yscale() == ("log" if min(values) > 0.0 else "symlog")
+    low, high = axis.get_ylim()
+    assert low < min(values) <= max(values) < high

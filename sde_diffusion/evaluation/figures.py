@@ -115,8 +115,15 @@ def save_sweep(path: Path, points: Sequence[Point], metric: str, cost: str = "nf
         if mark is not None:
             axis.axhline(mark, color="#777", linestyle="--", linewidth=1.0, label="training images")
         axis.set_xscale("log")
-        axis.set_yscale("log")
-        logarithmic(axis.xaxis, axis.yaxis)
+        logarithmic(axis.xaxis)
+        values = [point.metric for point in points] + ([] if mark is None else [mark])
+        below = [-value for value in values if value <= 0.0]
+        if below:  # an estimate without bias of what is nearly 0: linear about 0, logarithmic beyond
+            axis.set_yscale("symlog", linthresh=2.0 * max(below) or 1.0)
+            axis.axhline(0.0, color="#777", linewidth=0.8)
+        else:
+            axis.set_yscale("log")
+            logarithmic(axis.yaxis)
         axis.set_xlabel("network evaluations a sample" if cost == "nfe" else "seconds of all samples")
         axis.set_ylabel(metric)
         axis.grid(alpha=0.3)
