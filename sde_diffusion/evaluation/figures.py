@@ -33,7 +33,7 @@ Reference:
 SUFFIXES = (".svg", ".png")
 
 
-def _logarithmic(*axes: Any) -> None:
+def logarithmic(*axes: Any) -> None:
     """Mark x or y axes at 1, 2 and 5 times the powers of ten, in plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -44,10 +44,23 @@ def _logarithmic(*axes: Any) -> None:
 
 
 @contextmanager
-def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 120) -> Iterator[list[Any]]:
+def figure(
+    path: Path,
+    size: tuple[float, float],
+    panels: int = 1,
+    dpi: int = 120,
+    *,
+    rows: int = 1,
+    widths: Sequence[float] | None = None,
+) -> Iterator[list[Any]]:
     """Yield the axes of a figure of ``size`` inches with panels side by side, and write it to ``path`` afterwards.
 
     A path without a suffix is written both as SVG and as PNG.
+
+    Args:
+        panels: of each row.
+        rows: of panels, which are yielded row by row.
+        widths: of the panels of a row, relative to each other; by default they are equal.
     """
     import matplotlib
 
@@ -55,9 +68,9 @@ def figure(path: Path, size: tuple[float, float], panels: int = 1, dpi: int = 12
     matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(1, panels, figsize=size, squeeze=False)
+    drawn, axes = pyplot.subplots(rows, panels, figsize=size, squeeze=False, width_ratios=widths)
     try:
-        yield list(axes[0])
+        yield list(axes.flat)
         drawn.tight_layout()
         for target in [path] if path.suffix else [path.with_suffix(suffix) for suffix in SUFFIXES]:
             write_atomically(target, lambda p: drawn.savefig(p, dpi=dpi))
@@ -103,12 +116,15 @@ def save_sweep(path: Path, points: Sequence[Point], metric: str, cost: str = "nf
         if mark is not None:
             axis.axhline(mark, color="#777", linestyle="--", linewidth=1.0, label="training data")
         axis.set_xscale("log")
-        above = all(point.metric > 0.0 for point in points) and (mark is None or mark > 0.0)
-        if above:
+        logarithmic(axis.xaxis)
+        values = [point.metric for point in points] + ([] if mark is None else [mark])
+        below = [-value for value in values if value <= 0.0]
+        if below:  # an estimate without bias of what is nearly 0: linear about 0, logarithmic beyond
+            axis.set_yscale("symlog", linthresh=2.0 * max(below) or 1.0)
+            axis.axhline(0.0, color="#777", linewidth=0.8)
+        else:
             axis.set_yscale("log")
-        else:  # an unbiased distance of equal laws lies around 0
-            axis.axhline(0.0, color="#aaa", linewidth=0.8)
-        _logarithmic(axis.xaxis, *([axis.yaxis] if above else []))
+            logarithmic(axis.yaxis)
         axis.set_xlabel("network evaluations a sample" if cost == "nfe" else "seconds of all samples")
         axis.set_ylabel(metric)
         axis.grid(alpha=0.3)
@@ -126,7 +142,7 @@ def save_training(path: Path, runs: Mapping[str, Sequence[dict[str, float]]]) ->
             colour = COLOURS[i % len(COLOURS)]
             axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], color=colour, label=name)
         axis.set_yscale("log")
-        _logarithmic(axis.yaxis)
+        logarithmic(axis.yaxis)
         axis.set_xlabel("training step")
         axis.set_ylabel("loss")
         axis.grid(alpha=0.3)
