@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,7 +219,6 @@ def log_likelihood(
     require_int("first_index", first_index, 0)
     times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
     flow = AngularFlow(denoiser.given(conditions, len(x)))
-    few = {name: v[:check] if isinstance(v, (Tensor, np.ndarray, list)) else v for name, v in conditions.items()}
 
     def solve(x: Tensor, tighter: float = 1.0, flow: AngularFlow = flow) -> tuple[ODESolution, Tensor, Tensor]:
         noise = NoiseStream(seed, range(first_index, first_index + len(x)))
@@ -232,11 +231,16 @@ def log_likelihood(
         log_prob = by_probe.mean(dim=0)
         some = x[:check]
         noise = NoiseStream(seed + 1, range(first_index, first_index + len(some)))
-        of_some = AngularFlow(denoiser.given(few, len(some))) if check else flow
+        of_some = AngularFlow(denoiser.given(_first(conditions, check), len(some))) if check else flow
         solver, truncation = _checked(solve, of_some, some, log_prob[:check], times[0], noise)
         std_error = _std_error(by_probe, divergence == "exact")
     budget = _budget(denoiser, x, std_error, solver, truncation, len(some))
     return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)
+
+
+def _first(conditions: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """Return the conditions of the first ``n`` samples."""
+    return {name: v[:n] if isinstance(v, (Tensor, np.ndarray, list)) else v for name, v in conditions.items()}
 
 
 def _std_error(by_probe: Tensor, exact: bool) -> Tensor:

@@ -183,8 +183,8 @@ def test_failed_solves_are_counted(
     monkeypatch.setattr(mathematics, "log_likelihood", failing)
     assert score(trained, "--num_images=7") == 1
     text = capsys.readouterr().out
-    assert "3 images have no likelihood" in text
-    assert "image 3: it needs more steps than max_steps" in text
+    assert "3 examples have no likelihood" in text
+    assert "example 3: it needs more steps than max_steps" in text
     found = values(trained)
     assert np.isnan(found["ode"][0]).tolist() == [False] * 3 + [True] * 3 + [False]
     assert np.isfinite(found["discrete"]).all()
@@ -212,7 +212,7 @@ def test_failed_solves_are_counted(
         ("--batch_size=0", "batch_size=0"),
         ("--split=validation", "validation"),
         ("--against=cifar11", "cifar11"),
-        ("--against=mixture", "a data set like digits"),
+        ("--against=mixture", "expected data of shape (1, 8, 8) of 17 grey levels"),
     ],
 )
 def test_bad_input(trained: Path, capsys: pytest.CaptureFixture[str], flag: str, words: str) -> None:

@@ -65,10 +65,11 @@ def train_run(
     denoiser = configuration.build_denoiser(config, executed, sde)
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
+    batch = TrainingBatches(dataset, codec, options, config.seed, names)
     size = sum(p.numel() for p in network.parameters())
     told = f", told {', '.join(names)}" if names else ""
-    data = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
-    say(f"{data}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
+    of = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
+    say(f"{of}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
 
     state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
     if found is not None:
@@ -81,7 +82,6 @@ def train_run(
     if state.step >= options.num_steps:
         say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
         return
-    batch = TrainingBatches(dataset, codec, options, config.seed, names)
     train(workdir, denoiser, state, objective, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
 
