@@ -207,16 +207,15 @@ def log_likelihood(
         t_min: time whose law is evaluated at ``x``; by default 1e-5, or the first time of a network of discrete time.
         method: "dopri5" or "bosh3".
         max_steps: step attempts after which a sample is given up.
-        check: number of samples that are solved twice more, for the budget's solver and truncation errors; 0 leaves
-            those NaN.
+        check: samples that are solved twice more, for the budget's solver and truncation errors; 0 leaves those NaN.
         conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
     Raises:
         InputError: on a bad argument, data that are not finite, or a denoiser without a gradient.
     """
     t_start = _check(denoiser, x, divergence, probes, probe_law, t_min)
-    require_int("check", check, 0)
-    require_int("first_index", first_index, 0)
+    for name, value in (("check", check), ("first_index", first_index)):
+        require_int(name, value, 0)
     times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
     flow = AngularFlow(denoiser.given(conditions, len(x)))
 
@@ -231,8 +230,8 @@ def log_likelihood(
         log_prob = by_probe.mean(dim=0)
         some = x[:check]
         noise = NoiseStream(seed + 1, range(first_index, first_index + len(some)))
-        of_some = AngularFlow(denoiser.given(_first(conditions, check), len(some))) if check else flow
-        solver, truncation = _checked(solve, of_some, some, log_prob[:check], times[0], noise)
+        flow = AngularFlow(denoiser.given(_first(conditions, check), len(some))) if check else flow
+        solver, truncation = _checked(solve, flow, some, log_prob[:check], times[0], noise)
         std_error = _std_error(by_probe, divergence == "exact")
     budget = _budget(denoiser, x, std_error, solver, truncation, len(some))
     return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)

@@ -202,7 +202,7 @@ def test_the_result_is_an_ordinary_workdir(checkpoints: dict[str, Path], tmp_pat
     for sampler in ("ddim", "pc"):
         assert main(["sample", *everywhere, f"--sampler={sampler}", "--steps=3", "--num_samples=2"]) == 0
     drawn = samplers.build("ddim", num_steps=3).draw(sd.load_pretrained(checkpoints[name]), (2, 3, 8, 8), seed=0).x
-    np.testing.assert_allclose(np.load(run / "samples" / "ddim_3_seed0.npz")["x"], drawn, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.load(run / "samples" / "ddim_3_seed0.npz")["z"], drawn, rtol=1e-4, atol=1e-4)
     again = sd.load_pretrained(run).net.state_dict()
     original = sd.load_pretrained(checkpoints[name]).net.state_dict()
     assert all(torch.equal(again[key], original[key]) for key in original)
