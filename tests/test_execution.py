@@ -262,7 +262,7 @@ def sampled(workdir: Path, *flags: str) -> tuple[np.ndarray, dict[str, Any]]:
     quick = ("--sampler=ddim", "--steps=3", "--num_samples=4", "--quiet", "--device=cpu")
     assert main(["sample", f"--workdir={workdir}", *quick, *flags]) == 0
     with np.load(workdir / "samples" / "ddim_3_seed0.npz") as content:
-        return content["x"], read_record(workdir / "samples" / "ddim_3_seed0.json")
+        return content["z"], read_record(workdir / "samples" / "ddim_3_seed0.json")
 
 
 def test_samples_name_their_precision(trained: Path) -> None:
@@ -284,7 +284,7 @@ def test_likelihood_is_float32_unless_asked(trained: Path) -> None:
         few = ["--num_images=2", "--tolerance=1e-2", "--bound_draws=2", "--bound_steps=2", "--quiet", "--device=cpu"]
         assert main(["likelihood", f"--workdir={trained}", *few, *flags]) == 0
         with np.load(trained / "likelihood.npz") as content:
-            found.append(content["ode"])
+            found.append(content["log_p_ode_nats"])
     assert (found[0] == found[1]).all()
     assert (found[0] != found[2]).all()
 
