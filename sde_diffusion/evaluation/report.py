@@ -37,12 +37,16 @@ from sde_diffusion.evaluation.interactive import (
     sweep_figure,
     training_figure,
 )
+from sde_diffusion.evaluation.pictures import is_picture
 from sde_diffusion.evaluation.sweep import ALIKE, PICTURES, RECORD, TRAJECTORY, Row, picture_of, read_rows
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.training.loop import read_log
 from sde_diffusion.training.settings import is_run, read_settings
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SAMPLES = "samples"
+NUM_DRAWN = 8
+"""Figures of drawn samples that a page shows, the latest."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,18 @@ class Record:
         return found
 
     @property
+    def kind(self) -> str:
+        """How its samples are shown: "picture", of pixels, or "plot"."""
+        return "picture" if is_picture(self.settings.get("data", {}).get("shape", ())) else "plot"
+
+    @property
+    def drawn(self) -> list[tuple[str, str]]:
+        """The figures of the latest samples that were drawn, by their names."""
+        paths = [p for p in (self.folder / SAMPLES).glob("*.png") if not p.stem.endswith(TRAJECTORY)]
+        latest = sorted(paths, key=lambda path: path.stat().st_mtime)[-NUM_DRAWN:]
+        return [(path.stem, _embedded(path.read_bytes(), "image/png")) for path in sorted(latest)]
+
+    @property
     def facts(self) -> list[tuple[str, str]]:
         """The run in a few words."""
         config, data = self.settings["config"], self.settings.get("data", {})
@@ -117,7 +133,7 @@ def gather(folder: Path) -> Record:
         made = content["provenance"]
         noun = "images" if bits.unit(content) == "bits/dim" else "samples"
         given = f", given {made['given']}" if made.get("given") else ""
-        of = f"{made.get('data', 'pictures')} {made.get('split', '')}"
+        of = f"{made.get('data', 'pictures')} {made.get('split', '')}".strip()
         likelihoods[f"{of}, {made['num_examples']} {noun}{given}"] = content
     return Record(folder.resolve().name, folder, settings, read_log(folder), read_rows(folder / RECORD), likelihoods)
 
@@ -159,24 +175,25 @@ def _picture(path: Path, caption: Point) -> dict[str, Any]:
     return {"caption": caption, "image": _embedded(path.read_bytes(), "image/png")}
 
 
-def _gallery(rows: Sequence[Row], folders: dict[str, Path]) -> list[dict[str, Any]]:
+def _gallery(rows: Sequence[Row], records: dict[str, Record]) -> list[dict[str, Any]]:
     """Return for each curve its pictures of the first seed, in the order of their cost, and its trajectory."""
     found = []
     for curve, own in by_curve(points(rows)).items():
         cells, strip = [], None
         for point in own:
             row = min(point.rows, key=lambda r: int(r["seed"]))
-            path = folders[row["run"]] / PICTURES / f"{picture_of(row)}.png"
+            path = records[row["run"]].folder / PICTURES / f"{picture_of(row)}.png"
             if path.exists():
                 cells.append(_picture(path, point))
             longer = path.with_name(f"{path.stem}{TRAJECTORY}.png")
             strip = _picture(longer, point) if longer.exists() else strip
         if cells:
-            found.append({"curve": curve, "cells": cells, "strip": strip})
+            kind = records[own[0].rows[0]["run"]].kind
+            found.append({"curve": curve, "cells": cells, "strip": strip, "kind": kind})
     return found
 
 
-def _sweep_section(rows: Sequence[Row], folders: dict[str, Path]) -> dict[str, Any]:
+def _sweep_section(rows: Sequence[Row], records: dict[str, Record]) -> dict[str, Any]:
     names, first = metric_names(rows), rows[0]
     found = {metric: points(rows, metric) for metric in names}
     solver = points(rows, SOLVER_ERROR)
@@ -190,7 +207,7 @@ def _sweep_section(rows: Sequence[Row], folders: dict[str, Path]) -> dict[str, A
         "machines": machines,
         "names": names,
         "table": list(zip(*found.values(), strict=True)),
-        "gallery": _gallery(rows, folders),
+        "gallery": _gallery(rows, records),
         "csv": _embedded(as_csv(rows).encode(), "text/csv"),
         "key": {field: first.get(field) for field in ALIKE},
         "checkpoints": sorted({str(row["checkpoint"]) for row in rows}),
@@ -226,7 +243,7 @@ def write_report(folders: Sequence[Path]) -> list[Path]:
     records = _distinct([gather(folder) for folder in folders])
     several = len(records) > 1
     sweeps = combine(records)
-    places = {record.name: record.folder for record in records}
+    places = {record.name: record for record in records}
     number = iter(range(10_000))
 
     def interactive(figure: Any) -> Markup:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sde_diffusion.sdes import SDE
 
 STRIP_ROWS, STRIP_COLUMNS = 8, 12
+STRIP_POINTS = 500
+"""Of vectors, as many points as show a cloud."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,22 @@ class Drawn:
     conditions: dict[str, Any]
 
 
+def strip_rows(shape: tuple[int, ...]) -> int:
+    """Return how many samples of a shape are shown on their way."""
+    return STRIP_POINTS if len(shape) == 1 else STRIP_ROWS
+
+
 class _Strip:
     """States of the first samples on their way, at unit size at all noise levels."""
 
-    def __init__(self, sde: SDE) -> None:
-        self._sde = sde
+    def __init__(self, sde: SDE, rows: int) -> None:
+        self._sde, self._rows = sde, rows
         self._seen: list[tuple[float, Tensor]] = []
 
     def add(self, t: Tensor, x: Tensor) -> None:
-        now = t.reshape(-1)[:STRIP_ROWS].double()
+        now = t.reshape(-1)[: self._rows].double()
         scale = (self._sde.alpha(now) ** 2 + self._sde.sigma(now) ** 2).rsqrt()
-        self._seen.append((float(now[0]), x[:STRIP_ROWS].double().cpu() * column(scale.cpu(), x)))
+        self._seen.append((float(now[0]), x[: self._rows].double().cpu() * column(scale.cpu(), x)))
 
     def chosen(self) -> list[tuple[float, Tensor]]:
         """Return as many of them as a strip has columns, evenly spread."""
@@ -99,7 +106,7 @@ def draw(
     denoiser = run.float32 if float32 else run.denoiser_of(sampler)
     parts: list[Tensor] = []
     nfe: list[Tensor] = []
-    strip = _Strip(denoiser.sde)
+    strip = _Strip(denoiser.sde, strip_rows(run.shape))
     steps = sampler.num_steps if hasattr(sampler, "num_steps") else None
     total = steps * -(-n // batch_size) if steps else None
     seconds = 0.0

@@ -47,7 +47,7 @@ from sde_diffusion.evaluation.sweep import (
 from sde_diffusion.files import discard, provenance, write_atomically
 from sde_diffusion.locks import one_writer
 from sde_diffusion.runs.conditions import DATA, conditions_of_examples
-from sde_diffusion.runs.sample import STRIP_ROWS, draw, show
+from sde_diffusion.runs.sample import draw, show, strip_rows
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -248,15 +248,16 @@ class _Sweep:
 
     def _save_strip(self, setting: Setting, path: Path) -> None:
         """Draw a few again, and not along with the others, which are being timed, and show them on their way."""
+        rows = min(strip_rows(self.run.shape), self.options.num_samples)
         few = draw(
             self.run,
             sampler_of(self.run, setting),
-            STRIP_ROWS,
-            batch_size=STRIP_ROWS,
+            rows,
+            batch_size=rows,
             seed=setting.seed,
             quiet=True,
             trajectory=True,
-            conditions=self._given(0, STRIP_ROWS),
+            conditions=self._given(0, rows),
         )
         times, states = zip(*few.strip, strict=True)
         save_strip(path, states, times)
