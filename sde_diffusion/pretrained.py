@@ -13,7 +13,7 @@ from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import config_file
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.stored_config import merge, modern
+from sde_diffusion.stored_config import complete, merge, modern
 from sde_diffusion.training import checkpoints, shipped
 from sde_diffusion.training.loaders import LOADERS, Pretrained
 
@@ -82,7 +82,7 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     about = {key: data.pop(key) for key in ("shape", "levels", "codec", "class_names", "columns") if key in data}
     about["shape"] = list(about["shape"])
     shape = tuple(about["shape"])
-    resolved = ConfigDict(config.to_dict())
+    resolved = complete(config)
     merge(resolved, values, path)
     if resolved.data == configuration.default_config().data:  # nobody has chosen other data
         merge(resolved, {"data": data}, path)

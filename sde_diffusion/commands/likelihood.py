@@ -17,6 +17,7 @@ from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.runs.run import Run
 from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, score_rows, separate
+from sde_diffusion.stored_config import complete
 from sde_diffusion.terminal import say
 
 PRINTED = 20
@@ -101,7 +102,7 @@ def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list
     """Score the run's data, and those that they are to be told from."""
     sets = {"likelihood": run.dataset}
     if values.against:
-        other = ConfigDict(run.config.to_dict())
+        other = complete(run.config)
         other.data.name, other.data.root = values.against, ""
         sets[f"likelihood_{values.against}"] = like(configuration.build_dataset(other), run)
     found = []
