@@ -13,6 +13,7 @@ from sde_diffusion import guidance
 from sde_diffusion.analytic import Empirical, Gaussian, GaussianMixture, Law
 from sde_diffusion.bounds import VariationalBound, continuous_bound, discrete_bound
 from sde_diffusion.brownian import BrownianPath
+from sde_diffusion.data import Dataset
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.labels import NoiseLabel
@@ -38,6 +39,7 @@ __all__ = [
     "BrownianPath",
     "CosineVPSDE",
     "DDPMChain",
+    "Dataset",
     "Denoiser",
     "DenoisingScoreMatching",
     "Empirical",

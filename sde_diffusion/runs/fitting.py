@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sde_diffusion import config as configuration
 from sde_diffusion.codecs import CODECS
+from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import provenance
@@ -116,6 +117,7 @@ def fit(
     steps: int = 2000,
     workdir: str | Path | None = None,
     prediction: str = "eps",
+    codec: str = AUTO,
     device: str | torch.device = "auto",
     seed: int = 0,
     quiet: bool = False,
@@ -129,11 +131,12 @@ def fit(
             it takes as keywords, and with classes among them ``num_classes``, and ``null_class=True`` if it takes that
             number for no class.
         data: a :class:`~sde_diffusion.data.Dataset`, examples (N, *) as floats or (N, C, H, W) as uint8, of which a
-            tenth are held out, or the name of a data set. Floats are standardised, channel by channel.
+            tenth are held out, or the name of a data set.
         sde: the forward SDE; by default ``VPSDE()``.
         steps: training steps in all.
         workdir: folder of the run; by default a new temporary one.
         prediction: what the network predicts.
+        codec: name of the way from the data to the network's space: "auto", "identity" …
         device: "auto", "cpu", "cuda" or "mps".
         seed: of data order, times and noise.
         quiet: print nothing.
@@ -152,7 +155,7 @@ def fit(
     config = configuration.default_config()
     config.seed, config.threads = seed, 0
     config.network.name = GIVEN
-    config.denoiser.prediction = prediction
+    config.denoiser.prediction, config.codec.name = prediction, codec
     config.training = ConfigDict({**vars(TrainingOptions()), "num_steps": steps, **training})
     if prediction == "eps":
         config.objective.denoising.weighting.name = "simple"
