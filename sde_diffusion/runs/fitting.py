@@ -146,17 +146,11 @@ def fit(
         InputError: on an option out of range, or a workdir of another run.
     """
     require(isinstance(net, nn.Module), "net", type(net).__name__, "a torch.nn.Module")
-    known = list(vars(TrainingOptions()))
-    for name, value in training.items():
-        if name not in known:
-            raise InputError(
-                f"{name}={value!r}: no such option of training{hint(name, known)} it has: {', '.join(known)}"
-            )
     config = configuration.default_config()
     config.seed, config.threads = seed, 0
     config.network.name = GIVEN
     config.denoiser.prediction, config.codec.name = prediction, codec
-    config.training = ConfigDict({**vars(TrainingOptions()), "num_steps": steps, **training})
+    config.training = _training({"num_steps": steps, **training})
     if prediction == "eps":
         config.objective.denoising.weighting.name = "simple"
     if sde is not None:
@@ -170,6 +164,16 @@ def fit(
             _require_same(load_config(folder), config, folder)
         train_run(folder, config, where, quiet, net=net, sde=sde, data=dataset)
     return load_run(folder, config, where, net=net, sde=sde, data=dataset)
+
+
+def _training(options: dict[str, Any]) -> ConfigDict:
+    """Return ``config.training`` with some options; refuses those that it does not have."""
+    known = dict(vars(TrainingOptions()))
+    for name, value in options.items():
+        if name not in known:
+            near = hint(name, list(known))
+            raise InputError(f"{name}={value!r}: no such option of training{near} it has: {', '.join(known)}")
+    return ConfigDict({**known, **options})
 
 
 def _require_same(stored: ConfigDict, config: ConfigDict, folder: Path) -> None:
