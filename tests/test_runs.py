@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 import samplers
 import sde_diffusion as sd
+from sde_diffusion.codecs import Identity
 from sde_diffusion.commands.main import main
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.evaluation.sweep import read_rows
-from sde_diffusion.records import read_record
+from sde_diffusion.records import read_record, write_record
 from sde_diffusion.runs.sweep import SweepOptions
 from tests.test_commands import refused, trained
 
@@ -150,3 +152,36 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run.score()
     with pytest.raises(sd.InputError, match="split='validation'"):
         run.score("validation")
+
+
+def test_a_run_on_vectors_without_a_codec_keeps_its_data_as_they_are(tmp_path: Path) -> None:
+    """As version 0.1.0 stored it: samples and likelihoods in the units of the network, when it is trained on too."""
+    how = {**QUIET, "batch_size": 8, "schedule": "constant"}
+    sd.fit(Net(), points() + 3.0, steps=2, workdir=tmp_path, codec="identity", **how)
+    for path in (tmp_path / "config.json", tmp_path / "checkpoints" / "step_00000002" / "state.json"):
+        content = read_record(path)
+        del content["data"]["codec"], content["config"]["codec"]
+        write_record(path, content)
+    opened = sd.open_run(tmp_path, net=Net(), device="cpu")
+    assert opened.codec == Identity()
+    drawn = opened.sample("ddim", num_steps=2, n=3, quiet=True)
+    assert torch.equal(drawn.x, drawn.z)
+    assert main(["report", f"--workdir={tmp_path}", "--quiet"]) == 0
+    assert sd.fit(Net(), points() + 3.0, steps=3, workdir=tmp_path, **how).codec == Identity()
+    with pytest.raises(sd.InputError, match=r"differs in codec\.name"):
+        sd.fit(Net(), points(), steps=4, workdir=tmp_path, codec="standardised", **how)
+
+
+def test_samples_and_likelihoods_are_in_the_units_of_the_data(tmp_path: Path) -> None:
+    """x = 50 y + 100 and z are the same draw; log p(x) = log p(y) − 2 log 50, for the same network."""
+    how = {**QUIET, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine", "ema_decay": 0.9}
+    runs = []
+    for name, data in (("own", points()), ("scaled", 50.0 * points() + 100.0)):
+        torch.manual_seed(0)
+        runs.append(sd.fit(Net(), data, steps=30, workdir=tmp_path / name, **how))
+    own, scaled = (run.sample("heun", num_steps=5, n=50, quiet=True) for run in runs)
+    torch.testing.assert_close(scaled.x, 50.0 * own.x + 100.0, rtol=1e-3, atol=0.05)  # 30 steps from rounded data
+    x = points()[:8]
+    quick: dict[str, Any] = {"divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "check": 0}
+    one, other = runs[0].likelihood(x, **quick).log_prob, runs[1].likelihood(50.0 * x + 100.0, **quick).log_prob
+    torch.testing.assert_close(other, one - 2.0 * math.log(50.0), rtol=0.0, atol=5e-3)
