@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_float, require_int
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.noise import NoiseStream, Words, generators, sample_keys, splitmix64
+from sde_diffusion.noise import NoiseStream, Words, generators, sample_keys, splitmix64, stream
 from sde_diffusion.ops import Number, clock_dtype, like, sqrt
 
 _AT_A_TIME = 1 << 18  # normals
@@ -55,7 +55,7 @@ class BrownianPath:
         require_float("T", T, 0.0, open_low=True)
         require_int("generations", generations, 1)
         self._keys = splitmix64(sample_keys(seed, indices), torch.tensor(_STREAM))
-        self._fresh = NoiseStream(seed, indices)
+        self._fresh = NoiseStream(stream(seed, "noise beside a path"), indices)
         self._T, self._generations = T, generations
         self._words = Words(0, 0, 0, self._keys.device)
         self._last: tuple[Number, Tensor] | None = None  # a time, and W there

@@ -31,7 +31,7 @@ from torch import Tensor
 from sde_diffusion.bounds import prior_kl, truncation_term
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.noise import NoiseStream
+from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example
 from sde_diffusion.reverse import AngularFlow
@@ -220,7 +220,7 @@ def log_likelihood(
     flow = AngularFlow(denoiser.given(conditions, len(x)))
 
     def solve(x: Tensor, tighter: float = 1.0, flow: AngularFlow = flow) -> tuple[ODESolution, Tensor, Tensor]:
-        noise = NoiseStream(seed, range(first_index, first_index + len(x)))
+        noise = NoiseStream(stream(seed, "probes"), range(first_index, first_index + len(x)))
         directions = _directions(x, divergence, probes, probe_law, noise)
         options = {"rtol": tighter * rtol, "atol": tighter * atol, "method": method, "max_steps": max_steps}
         return _solve(flow, x, directions, divergence == "exact", times, options)
@@ -229,7 +229,7 @@ def log_likelihood(
         solution, by_probe, latent = solve(x)
         log_prob = by_probe.mean(dim=0)
         some = x[:check]
-        noise = NoiseStream(seed + 1, range(first_index, first_index + len(some)))
+        noise = NoiseStream(stream(seed, "truncation"), range(first_index, first_index + len(some)))
         flow = AngularFlow(denoiser.given(_first(conditions, check), len(some))) if check else flow
         solver, truncation = _checked(solve, flow, some, log_prob[:check], times[0], noise)
         std_error = _std_error(by_probe, divergence == "exact")

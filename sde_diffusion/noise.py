@@ -18,13 +18,14 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require_int
+from sde_diffusion.errors import require
 from sde_diffusion.levels import NoiseLevel
 
 _AHEAD = 1 << 18
@@ -61,13 +62,46 @@ def splitmix64(seeds: Tensor, positions: Tensor) -> Tensor:
     return _hash_(state, torch.empty_like(state), _MIX64)
 
 
+def require_seed(seed: object) -> None:
+    """Require a seed.
+
+    Raises:
+        InputError: unless it is a whole number from 0 to 2⁶³ − 1.
+    """
+    ok = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 1 << 63
+    require(ok, "seed", seed, f"a whole number from 0 to {(1 << 63) - 1}, which is 2^63 - 1")
+
+
+def stream(seed: int, purpose: str) -> int:
+    """Return the seed of a purpose under a seed, a whole number below 2⁶³.
+
+    Every consumer of randomness has a purpose of its own, probes, dequantisation, the order of the data …, so that no
+    two share a stream, nor do those of neighbouring seeds. Sampling, the start and the steps, takes the seed itself.
+
+    Args:
+        seed: a whole number from 0 to 2⁶³ − 1.
+        purpose: what the randomness is for, in words.
+
+    Raises:
+        InputError: on a seed that is none.
+    """
+    require_seed(seed)
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """Return a generator of torch for a purpose under a seed, on the CPU."""
+    return torch.Generator().manual_seed(stream(seed, purpose))
+
+
 def sample_keys(seed: int, indices: Sequence[int]) -> Tensor:
     """Return the key of each sample under a seed, int64, (B,).
 
     Raises:
-        InputError: unless the seed is a whole number ≥ 0.
+        InputError: unless the seed is a whole number from 0 to 2⁶³ − 1.
     """
-    require_int("seed", seed, 0)
+    require_seed(seed)
     return splitmix64(torch.tensor(_signed(seed)), torch.as_tensor(indices, dtype=torch.int64))
 
 
@@ -120,7 +154,7 @@ class NoiseStream:
     costs half as much as one by one and changes none of them. What a call returns is its caller's to keep.
 
     Args:
-        seed: any whole number ≥ 0.
+        seed: a whole number from 0 to 2⁶³ − 1; that of a purpose by :func:`stream`.
         indices: the sample numbers of the batch, for example ``range(64, 128)`` for the second batch of 64.
     """
 

@@ -15,6 +15,7 @@ from sde_diffusion import plugins
 from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.config import default_config
 from sde_diffusion.errors import InputError, require, require_int
+from sde_diffusion.noise import require_seed
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
@@ -110,7 +111,7 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
     config = holder.config
     if "seed" in values and values.seed is not None:
         config.seed = values.seed
-    require_int("seed", config.seed, 0)
+    require_seed(config.seed)
     require_int("threads", config.threads, 0)
     if config.threads:
         torch.set_num_threads(config.threads)

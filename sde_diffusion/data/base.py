@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.noise import stream
 from sde_diffusion.registry import Registry
 
 DATASETS: Registry[Dataset] = Registry("dataset")
@@ -286,7 +287,7 @@ def count_test(size: int, test_fraction: float, source: str) -> int:
 @functools.lru_cache(maxsize=4)
 def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """Return the permutation of one epoch, (size,) int64; cached, so callers must not write to it."""
-    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    generator = np.random.default_rng(stream(seed, f"order of epoch {epoch}"))
     return torch.from_numpy(generator.permutation(size))
 
 
@@ -299,7 +300,7 @@ def train_batch(train: Tensor, batch_size: int, seed: int, step: int) -> tuple[T
     Args:
         train: (N, *), on any device.
         batch_size: at least 1; the steps must all have the same.
-        seed: any whole number ≥ 0.
+        seed: a whole number from 0 to 2⁶³ − 1.
         step: number of the step, from 0.
 
     Returns:
@@ -309,7 +310,6 @@ def train_batch(train: Tensor, batch_size: int, seed: int, step: int) -> tuple[T
         InputError: on an empty data set or numbers out of range.
     """
     require_int("batch_size", batch_size, 1)
-    require_int("seed", seed, 0)
     require_int("step", step, 0)
     size = len(train)
     require(size > 0, "train shape", tuple(train.shape), "at least one example")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require, require_int
+from sde_diffusion.noise import generator
 from sde_diffusion.ops import per_example
 
 _CHUNK = 1 << 22  # distances held at a time: 32 MiB in float64
@@ -109,8 +110,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 500, seed: in
     require_int("projections", projections, 2)
     a, b = _flat_pair("x", x, "y", y, least=3)
     n, m, dim = len(a), len(b), a.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(projections, dim, generator=generator, dtype=torch.float64)
+    directions = torch.randn(projections, dim, generator=generator(seed, "directions"), dtype=torch.float64)
     directions = (directions / directions.norm(dim=1, keepdim=True)).to(a.device)
     i, j, weight = _staircase(n, m, a.device)
     squares, potential_a, potential_b = [], a.new_zeros(n), a.new_zeros(m)
@@ -165,7 +165,7 @@ def two_sample_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int 
     pooled = torch.cat([a, b])
     between = torch.cat(list(_blocks(pooled, pooled)))
     sums, total = between.sum(dim=1), between.sum()
-    generator = torch.Generator().manual_seed(seed)
+    random = generator(seed, "permutations")
 
     def statistic(chosen: Tensor) -> Tensor:
         """The energy distance for columns of 1 (of x) and 0 (of y): (n + m, P) → (P,)."""
@@ -178,7 +178,7 @@ def two_sample_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int 
     rounding = 1e-12 * total / (n + m) ** 2  # ties count, whatever the order of summation
     larger, each = 0, max(1, _CHUNK // (4 * (n + m)))
     for start in range(0, permutations, each):
-        order = torch.rand(min(each, permutations - start), n + m, generator=generator).argsort(dim=1)
+        order = torch.rand(min(each, permutations - start), n + m, generator=random).argsort(dim=1)
         larger += int((statistic(labels[order.to(labels.device)].T) >= found - rounding).sum())
     return TwoSampleTest((1 + larger) / (1 + permutations), found.item())
 
@@ -187,7 +187,7 @@ def thinned(x: Tensor, most: int, seed: int = 0) -> Tensor:
     """Return at most ``most`` of (N, *), drawn at random without replacement; all of them, as they are, if N ≤ most."""
     if len(x) <= most:
         return x
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(x), generator=generator(seed, "thinning"))
     return x[order[:most].to(x.device)]
 
 

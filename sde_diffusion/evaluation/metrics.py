@@ -31,6 +31,7 @@ from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation import extractors
 from sde_diffusion.evaluation.distances import energy_distance, sliced_wasserstein, thinned, two_sample_test
 from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.noise import generator, stream
 from sde_diffusion.ops import per_example
 from sde_diffusion.registry import Registry
 
@@ -49,6 +50,7 @@ LEAST = 10
 COORDINATES_MOST = 5000
 """Samples of either set whose coordinates are compared pair by pair; of more, as many are drawn."""
 _FRACTIONS = np.linspace(0.3, 1.0, 8)
+_NUMPY_SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def extrapolated_frechet(x: Tensor, y: Tensor, seed: int = 0) -> float:
     References:
         Chong & Forsyth 2020, arXiv:1911.07023, Section 3.2.
     """
-    generator = torch.Generator().manual_seed(seed)
+    random = generator(seed, "subsets")
     least = x.shape[1] + 1
     sizes = sorted({max(least, round(fraction * len(x))) for fraction in _FRACTIONS})
     if len(sizes) < 2:
@@ -238,7 +240,7 @@ def extrapolated_frechet(x: Tensor, y: Tensor, seed: int = 0) -> float:
     repeats = SUBSETS[x.shape[1] <= FEW_FEATURES]
 
     def mean(size: int) -> float:
-        subsets = (torch.randperm(len(x), generator=generator)[:size] for _ in range(repeats))
+        subsets = (torch.randperm(len(x), generator=random)[:size] for _ in range(repeats))
         return float(np.mean([frechet(x[subset], y) for subset in subsets]))
 
     values = [mean(n) for n in sizes]
@@ -248,9 +250,9 @@ def extrapolated_frechet(x: Tensor, y: Tensor, seed: int = 0) -> float:
 
 def bootstrap_error(x: Tensor, y: Tensor, seed: int = 0) -> float:
     """Return the bootstrap's standard error of the Fréchet distance over the samples ``x``."""
-    generator = torch.Generator().manual_seed(seed)
+    random = generator(seed, "bootstrap")
     repeats = BOOTSTRAP[x.shape[1] <= FEW_FEATURES]
-    values = [frechet(x[torch.randint(len(x), (len(x),), generator=generator)], y) for _ in range(repeats)]
+    values = [frechet(x[torch.randint(len(x), (len(x),), generator=random)], y) for _ in range(repeats)]
     return float(np.std(values, ddof=1))
 
 
@@ -307,7 +309,9 @@ def kernel_distance(given: Comparison) -> dict[str, float]:
         return {}
     x, y = given.samples.features, given.reference.features
     subset = given.kid_subset or min(KID_SUBSET, len(x) // 2, len(y) // 2)  # of all images there is but one subset
-    found = kid_features_to_metric(x, y, kid_subset_size=subset, rng_seed=given.seed, verbose=False)
+    found = kid_features_to_metric(
+        x, y, kid_subset_size=subset, rng_seed=stream(given.seed, "KID") % _NUMPY_SEEDS, verbose=False
+    )
     ends = {"KID": "mean", "KID error": "std"}
     return {name: float(found[f"kernel_inception_distance_{end}"]) for name, end in ends.items()}
 
@@ -324,8 +328,8 @@ def precision_and_recall(given: Comparison) -> dict[str, float]:
     if given.coordinates:
         centre = y.double().mean(dim=0)
         x, y = thinned(x, COORDINATES_MOST, given.seed).double() - centre, y.double() - centre
-    generator = torch.Generator().manual_seed(given.seed)
-    equal = y[torch.randperm(len(y), generator=generator)[: len(x)]]
+    random = generator(given.seed, "sets of one size")
+    equal = y[torch.randperm(len(y), generator=random)[: len(x)]]
     memory = {"save_cpu_ram": True, "prc_batch_size": NEIGHBOUR_BATCH}
     found = prc_features_to_metric(x, equal, prc_neighborhood=NEIGHBOURS, verbose=False, **memory)
     return {name: float(found[name]) for name in ("precision", "recall")}
@@ -338,7 +342,7 @@ def inception_score(given: Comparison) -> dict[str, float]:
 
     if given.samples.logits is None:
         return {}
-    score = isc_features_to_metric(given.samples.logits, rng_seed=given.seed)
+    score = isc_features_to_metric(given.samples.logits, rng_seed=stream(given.seed, "Inception score") % _NUMPY_SEEDS)
     return {name: float(score[f"inception_score_{end}"]) for name, end in {"IS": "mean", "IS error": "std"}.items()}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,23 @@ from sde_diffusion.data import Examples
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import read_npz, write_atomically
-from sde_diffusion.noise import NoiseStream
+from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import GRIDS
 
 PILOT = 16
 """Examples that choose the tolerance and measure the solver's and the truncation's error."""
 BOUNDS = ("continuous", "discrete")
-DEQUANTISATION = 2 << 40
-_STREAMS = {"probes": 3 << 40, "continuous": 4 << 40, "discrete": 5 << 40}
-"""Offsets of the seed that keep the noises of different purposes apart, with that of a codec's noise."""
+
+
+def codec_noise(seed: int, indices: Sequence[int], draw: int = 0) -> NoiseStream:
+    """Return the noise with which a codec encodes what is scored.
+
+    Args:
+        indices: numbers of the examples.
+        draw: number of the dequantisation.
+    """
+    return NoiseStream(stream(seed, f"dequantisation {draw}"), indices)
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ class Scorer:
 
     def encoded(self, first: int, last: int, draw: int) -> tuple[Tensor, Tensor]:
         """Return examples ``first`` … ``last`` in model space, with the codec's noise, and their log-weights."""
-        noise = NoiseStream(self.seed + DEQUANTISATION + draw, range(first, last))
+        noise = codec_noise(self.seed, range(first, last), draw)
         z, weight = self.codec.encode(self.examples.x[first:last], noise)
         return z.to(self.device), weight
 
@@ -185,7 +192,7 @@ class Scorer:
 
     def _ode_options(self, draw: int) -> dict[str, Any]:
         o = self.options
-        seed = self.seed + _STREAMS["probes"] + draw
+        seed = stream(self.seed, f"likelihood of dequantisation {draw}")
         return {
             "divergence": o.divergence,
             "probes": o.probes,
@@ -255,9 +262,7 @@ class Scorer:
         with torch.no_grad():
             points, weight = self.codec.encode(part.x)
             x0 = points.to(self.device)
-            streams = {
-                name: NoiseStream(self.seed + _STREAMS[name], range(first, last)) for name in ("continuous", "discrete")
-            }
+            streams = {name: NoiseStream(stream(self.seed, f"{name} bound"), range(first, last)) for name in BOUNDS}
             both = {
                 "continuous": bounds.continuous_bound(
                     self.denoiser,

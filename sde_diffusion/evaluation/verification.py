@@ -27,7 +27,7 @@ from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.likelihood import log_likelihood
-from sde_diffusion.noise import NoiseStream
+from sde_diffusion.noise import NoiseStream, generator, stream
 from sde_diffusion.sdes import SDE
 from sde_diffusion.types import NoiseFn
 
@@ -291,10 +291,10 @@ class LikelihoodCertificate:
 
 def certify_likelihood(sde: SDE, seed: int = 0) -> LikelihoodCertificate:
     """Measure likelihood and bound on one SDE against the closed form of a Gaussian."""
-    generator = torch.Generator().manual_seed(seed)
-    root = torch.randn(6, 6, generator=generator, dtype=torch.float64) / 4.0
+    random = generator(seed, "law")
+    root = torch.randn(6, 6, generator=random, dtype=torch.float64) / 4.0
     law = Gaussian(root[0], root @ root.T + 0.05 * torch.eye(6, dtype=torch.float64))
-    denoiser, many = law.denoiser(sde), law.sample(4000, generator)
+    denoiser, many = law.denoiser(sde), law.sample(4000, random)
     x, start, end = many[:8], torch.tensor(1e-4, dtype=torch.float64), torch.tensor(sde.T, dtype=torch.float64)
     tight: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-7, "t_min": float(start), "check": 0}
     exact = log_likelihood(denoiser, x, divergence="exact", **tight)
@@ -303,9 +303,9 @@ def certify_likelihood(sde: SDE, seed: int = 0) -> LikelihoodCertificate:
     probed = log_likelihood(denoiser, x, probes=200, seed=seed, **tight)
 
     mean, std = sde.marginal_prob(many, end)
-    last = mean + std * torch.randn(many.shape, generator=generator, dtype=many.dtype)
+    last = mean + std * torch.randn(many.shape, generator=random, dtype=many.dtype)
     cost = law.log_prob(last, sde, end) - sde.prior_logp(last) - law.prior_kl(sde)
-    noise = NoiseStream(seed, range(len(many)))
+    noise = NoiseStream(stream(seed, "bound"), range(len(many)))
     gap = -law.log_prob(many) - continuous_bound(denoiser, many, noise, draws=16, t_min=float(start)).total
     return LikelihoodCertificate(
         error=float(error),

@@ -18,6 +18,7 @@ from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
+from sde_diffusion.noise import stream
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.batches import TrainingBatches
 from sde_diffusion.runs.given import as_dataset, describe_data, describe_sde
@@ -59,7 +60,7 @@ def train_run(
     else:
         codec = configuration.build_codec(config, dataset)
     config.network.name = configuration.network_name(config, dataset.shape)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream(config.seed, "weights"))
     network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
     names = _require_conditions(network, dataset, options)
     executed = configuration.execute_network(config, network, training=True)

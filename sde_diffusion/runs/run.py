@@ -21,11 +21,10 @@ from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation.pictures import is_picture
 from sde_diffusion.evaluation.report import write_report
-from sde_diffusion.evaluation.scoring import DEQUANTISATION, ScoringOptions
+from sde_diffusion.evaluation.scoring import ScoringOptions, codec_noise
 from sde_diffusion.evaluation.sweep import Row, settings
 from sde_diffusion.likelihood import LikelihoodResult, log_likelihood
 from sde_diffusion.networks.execution import precision_of
-from sde_diffusion.noise import NoiseStream
 from sde_diffusion.runs.conditions import DATA, Classes, conditions_of_examples, conditions_of_samples
 from sde_diffusion.runs.sample import Drawn, draw
 from sde_diffusion.runs.score import Scored, score
@@ -193,7 +192,7 @@ class Run:
         options = {"seed": self.config.seed, **options}
         given = conditions_of_samples(self, len(x), classes, conditions or {})
         first = int(options.get("first_index", 0))
-        noise = NoiseStream(int(options["seed"]) + DEQUANTISATION, range(first, first + len(x)))
+        noise = codec_noise(int(options["seed"]), range(first, first + len(x)))
         z, weight = self.codec.density.encode(x.detach().cpu(), noise)
         found = log_likelihood(self.scored, z.to(self.device), **options, **given)
         return replace(found, log_prob=found.log_prob + weight.to(found.log_prob))

@@ -27,6 +27,8 @@ from sde_diffusion.training.settings import CHECKPOINTS
 from sde_diffusion.training.settings import existing as existing
 
 FORMAT = "sde-diffusion checkpoint 1"
+STREAMS = 2
+"""Version of the streams of random numbers; 1 is that of version 0.1.0."""
 NETWORK = "the network of the config"
 ATTEMPTS = 1000
 """How often a reader looks anew when the checkpoint that it reads is rotated away."""
@@ -60,6 +62,7 @@ class Checkpoint:
         digest: SHA-256 of the averaged weights' file, which tells checkpoints apart wherever they lie.
         tensors: "ema", and where they were asked for and are there, "network" and "optimizer": tensors by name.
         idle: names of the parameters for which the optimiser had no state; None where that was not noted.
+        streams: version of the streams of random numbers with which it was trained.
     """
 
     folder: Path
@@ -68,6 +71,7 @@ class Checkpoint:
     digest: str
     tensors: dict[str, dict[str, Tensor]]
     idle: tuple[str, ...] | None
+    streams: int
 
 
 class Damaged(InputError):
@@ -98,6 +102,7 @@ def save(workdir: Path, state: TrainingState, keep: int, settings: dict[str, Any
         "format": FORMAT,
         "step": state.step,
         "ema_updates": state.ema.updates,
+        "streams": STREAMS,
         "idle": [name for name, own in slots.items() if not own],
         **settings,
     }
@@ -188,7 +193,8 @@ def _read_folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
         raise Damaged(str(error)) from None
     if not hashes:
         notice(f"{folder}: has no SHA-256 of its files, being of an earlier version; it was used unchecked")
-    return Checkpoint(folder, content["step"], content["ema_updates"], digest, tensors, idle)
+    streams = content["streams"] if isinstance(content.get("streams"), int) else 1
+    return Checkpoint(folder, content["step"], content["ema_updates"], digest, tensors, idle, streams)
 
 
 def _is_there(folder: Path, name: str, hashes: dict[str, str]) -> bool:
@@ -266,6 +272,8 @@ def restore(found: Checkpoint, state: TrainingState) -> None:
     state.network.load_state_dict(found.tensors["network"])
     state.ema.network.load_state_dict(found.tensors["ema"])
     state.step, state.ema.updates = found.step, found.ema_updates
+    if found.streams != STREAMS:
+        notice(f"{found.folder}: of a version with other random numbers; it is trained on, but not bit for bit as there")
     slots: dict[int, dict[str, Tensor]] = {}
     indexed = list(parameters.values())
     for key, value in moments.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sde_diffusion.data import Examples
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import write_atomically
-from sde_diffusion.noise import NoiseStream
+from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.objectives import Objective
 from sde_diffusion.records import as_line, read_lines
 from sde_diffusion.training import checkpoints
@@ -194,10 +194,9 @@ def _step(
 ) -> Tensor:
     """Take one step; returns its loss, which is not looked at here, so that the host does not wait for it."""
     step, device = state.step, next(state.network.parameters()).device
-    torch.manual_seed(seed * 1_000_003 + step)  # dropout
+    torch.manual_seed(stream(seed, f"dropout of step {step}"))
     first = step * options.batch_size
-    # Streams of training and of sampling under one seed are kept apart by the offset.
-    noise = NoiseStream(seed + (1 << 40), range(first, first + options.batch_size))
+    noise = NoiseStream(stream(seed, "training"), range(first, first + options.batch_size))
     examples = batch(step, noise)
     x = _to(device, examples.x)
     given = {name: _to(device, values) for name, values in examples.conditions.items()}
