@@ -203,9 +203,10 @@ def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) 
                 continue
             where = ".".join(parts[:depth])
             chosen = values.get(f"{where}.name", choice.name).strip("'\"")
-            expected = f"an option of {chosen!r}, which {where} is"
-            ok = part in (BY_DATA.get(where, ()) if chosen == AUTO else (chosen,))
-            require(ok, f"--{key}", value, expected, f"give --{where}={part} too")
+            read = BY_DATA.get(where, ()) if chosen == AUTO else (chosen,)
+            of_auto = f" ({' or '.join(read)})" if chosen == AUTO else ""
+            expected = f"{where} to be {part!r}, for {chosen!r}{of_auto} does not read it"
+            require(part in read, f"--{key}", value, expected, f"give --{where}={part} too")
 
 
 def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
