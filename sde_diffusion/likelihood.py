@@ -366,7 +366,8 @@ def bits_per_dim(log_prob: Tensor, shape: Sequence[int], levels: int, scale: flo
         shape: shape of one sample.
         levels: number of grey levels.
         scale: width of the interval that their cells fill together: 2 for x = 2 (k + u)/levels − 1, and
-            ``levels * dataset.cell`` for a data set of this package. ``levels=1, scale=1`` gives the bits of a density.
+            ``levels * codec.cell`` for the grey levels of this package. ``levels=1, scale=1`` gives the bits of a density
+            or of a probability.
 
     Raises:
         InputError: on a number or shape out of range.
