@@ -320,6 +320,20 @@ RECIPES = {
         "--config.objective.my_objective.times=uniform",
         "--config.training.num_steps=2",
     ],
+    "a data set": [
+        "train",
+        *SMALL,
+        "--config.data=my_dataset",
+        "--config.network.unet.num_classes=2",
+        "--config.training.num_steps=2",
+    ],
+    "a codec": [
+        "train",
+        *SMALL,
+        "--config.data=two_moons",
+        "--config.codec=my_codec",
+        "--config.training.num_steps=2",
+    ],
     "guidance": ["sample", "--config.guidance.name=my_guidance", "--steps=2", "--num_samples=2"],
     "a metric": ["benchmark", "--samplers=ddim", "--steps=2", "--num_samples=70"],
 }
@@ -342,3 +356,12 @@ def test_recipes(what: str, trained: Path, tmp_path: Path, monkeypatch: pytest.M
     assert main([name, *workdir, f"--plugins={tmp_path / 'mine.py'}", *flags, "--quiet"]) == 0
     if what == "a metric":
         assert all("my metric" in row["metrics"] for row in read_rows(run / "benchmark.jsonl")[-1:])
+    if what == "a data set":
+        assert read_record(run / "config.json")["data"]["shape"] == [1, 32]
+    if what == "a codec":
+        codec = sd.open_run(run, device="cpu").codec
+        x, h = DATASETS.build("two_moons").test[:50], 1e-2
+        z, weight = codec.encode(x)
+        torch.testing.assert_close(codec.decode(z), x)
+        slope = (codec.encode(x + h)[0] - codec.encode(x - h)[0]).double() / (2.0 * h)  # to h², and 1e-7/h of rounding
+        torch.testing.assert_close(weight, slope.log().sum(dim=1), atol=1e-3, rtol=0.0)
