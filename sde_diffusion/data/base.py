@@ -1,18 +1,4 @@
-"""What a data set is: two splits in memory, what is known of each example, and maps from grey levels to model space.
-
-Networks see numbers in [−1, 1]. Pictures are whole grey levels 0 … L−1, and two maps lead from them to model space:
-
-    scale        x = 2 k/(L−1) − 1              levels at both ends of [−1, 1]; what is trained on and drawn
-    dequantise   x = 2 (k + u − ½)/(L−1) − 1    u ~ U[0, 1): every level fills the cell around it; what a density is of
-
-The cells, 2/(L−1) wide, are those of DDPM's discrete decoder (Ho et al. 2020, arXiv:2006.11239, Eq. 13), so that a
-density, a bound and a sample speak of the same numbers. A density over x gives the probability of a level through the
-cell's volume. Continuous data (the toys, float arrays) have no levels; all maps are the identity for them.
-
-References:
-    L. Theis, A. van den Oord, M. Bethge, "A note on the evaluation of generative models", 2016, arXiv:1511.01844
-    (the likelihood of uniformly dequantised data bounds that of the levels).
-"""
+"""What a data set is: two splits of examples in memory, and what is known of each example; nothing of diffusion."""
 
 from __future__ import annotations
 
