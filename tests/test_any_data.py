@@ -189,6 +189,11 @@ def test_classes_as_an_array_or_a_list_are_the_same(runs: dict[str, Path]) -> No
             "--config.network=ddpmpp too",
         ),
         (
+            ["--config.network.mlp.num_classes=10"],
+            "network.mlp.num_classes=10: expected 0, for network 'auto' is 'unet' for images; give "
+            "--config.network.unet.num_classes=10, or --config.network=mlp",
+        ),
+        (
             ["--config.guidance.classifier_free.scale=3"],
             "expected config.guidance to be 'classifier_free', for 'none' does not read it; give "
             "--config.guidance=classifier_free too",

@@ -58,7 +58,7 @@ def train_run(
         codec = read_codec(workdir, read_settings(workdir)["data"], config)
     else:
         codec = configuration.build_codec(config, dataset)
-    config.network.name = configuration.network_name(config, dataset.shape)
+    config.network.name = _network_name(config, dataset)
     torch.manual_seed(config.seed)
     network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
     names = _require_conditions(network, dataset, options)
@@ -85,6 +85,22 @@ def train_run(
         return
     train(workdir, denoiser, state, objective, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
+
+
+def _network_name(config: ConfigDict, dataset: Dataset) -> str:
+    """Return the name of the network, which "auto" chooses by the data.
+
+    Raises:
+        InputError: if classes were asked of the network that "auto" has not chosen, and none of the one that it has.
+    """
+    name = configuration.network_name(config, dataset.shape)
+    if name != config.network.name and not config.network[name].num_classes:
+        for other in configuration.BY_SHAPE:
+            count = config.network[other].num_classes
+            expected = f"0, for network 'auto' is {name!r} for {dataset.noun}"
+            remedy = f"give --config.network.{name}.num_classes={count}, or --config.network={other}"
+            require(count == 0, f"network.{other}.num_classes", count, expected, remedy)
+    return name
 
 
 def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingOptions) -> tuple[str, ...]:
