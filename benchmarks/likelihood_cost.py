@@ -104,7 +104,7 @@ def one(workdir: Path, method: str, tolerance: float, num_images: int) -> dict[s
     run = load_run(workdir, config, torch.device("cpu"))
     dataset = configuration.build_dataset(config)
     k = dataset.test[:num_images]
-    x = dataset.dequantise(k, sd.NoiseStream(1, range(num_images)).uniform(k[0].numel()).reshape(k.shape))
+    x, weight = run.codec.density.encode(k, sd.NoiseStream(1, range(num_images)))
     e = torch.where(sd.NoiseStream(0, range(num_images))(x) < 0.0, -1.0, 1.0)  # log_likelihood's probes under seed 0
     denoiser = run.float32
     if method == "reference":
@@ -117,7 +117,7 @@ def one(workdir: Path, method: str, tolerance: float, num_images: int) -> dict[s
     seconds = perf_counter() - start
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     memory = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    bits = sd.bits_per_dim(torch.tensor(result.pop("log_prob")), dataset.shape, 256, 256 * dataset.cell)
+    bits = sd.bits_per_dim(torch.tensor(result.pop("log_prob")) + weight, dataset.shape, levels=1, scale=1.0)
     return {**result, "seconds": seconds, "peak_memory_MiB": memory, "bits_per_dim": bits.tolist()}
 
 

@@ -42,15 +42,14 @@ def score(workdir: Path, loss: str, seed: int, num_steps: int) -> dict[str, Tens
     config.seed, config.training.num_steps = seed, num_steps
     times, weighting, t_min = LOSSES[loss]
     dataset = configuration.build_dataset(config)
-    start = bound_start(configuration.build_sde(config), dataset)
+    start = bound_start(configuration.build_sde(config), configuration.build_codec(config, dataset).cell)
     config.objective.denoising.times.name, config.objective.denoising.weighting.name = times, weighting
     config.objective.denoising.times[times].t_min = t_min or start
     train_run(workdir, config, CPU, quiet=True)
     run = load_run(workdir, config, CPU)
-    k, denoiser = dataset.test, run.float32
+    k, denoiser, codec = dataset.test, run.float32, run.codec.density
     unit = 1.0 / (math.prod(dataset.shape) * math.log(2.0))
-    u = sd.NoiseStream(1, range(len(k))).uniform(k[0].numel()).reshape(k.shape)
-    x = dataset.dequantise(k, u)
+    x, weight = codec.encode(k, sd.NoiseStream(1, range(len(k))))
 
     def bound(x0: Tensor, t_min: float, cell: float | None) -> Tensor:
         with torch.no_grad():
@@ -58,11 +57,10 @@ def score(workdir: Path, loss: str, seed: int, num_steps: int) -> dict[str, Tens
             return sd.continuous_bound(denoiser, x0, noise, draws=64, t_min=t_min, cell=cell).total
 
     ode = sd.log_likelihood(denoiser, x, rtol=1e-3, atol=1e-3, check=0).log_prob
-    levels = math.log2(dataset.cell)
     return {
-        "bound on grey levels": bound(dataset.scale(k), start, dataset.cell) * unit,
-        "bound on the density": bound(x, 1e-5, None) * unit - levels,
-        "ODE": -ode * unit - levels,
+        "bound on grey levels": bound(codec.encode(k)[0], start, codec.cell) * unit,
+        "bound on the density": (bound(x, 1e-5, None) - weight) * unit,
+        "ODE": -(ode + weight) * unit,
     }
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from pairing import NETWORKS, OURS, THEIRS
 
+from sde_diffusion.codecs import codec_for
 from sde_diffusion.commands.main import main as sde_diffusion
 from sde_diffusion.data import DATASETS, train_batch
 from sde_diffusion.evaluation.metrics import Extractor, join, measure, reference_features
@@ -111,6 +112,7 @@ def draw_theirs(folder: Path, num_samples: int, seed: int) -> list[Row]:
     record = folder / "rows.json"
     rows: list[Row] = read_json(record) if record.exists() else []
     dataset = DATASETS.build("fashion_mnist")
+    codec = codec_for(dataset)
     extractor = Extractor("fashion")
     reference = reference_features(extractor, dataset.test)
     model = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
@@ -127,7 +129,7 @@ def draw_theirs(folder: Path, num_samples: int, seed: int) -> list[Row]:
                 for t in scheduler.timesteps:
                     with torch.no_grad():
                         x = scheduler.step(model(x, t).sample, t, x).prev_sample
-                parts.append(extractor(dataset.to_uint8(x)))
+                parts.append(extractor(codec.decode(x)))
             found = measure(join(parts), reference, METRIC)
             rows.append({"sampler": name, "value": budget, "nfe": budget, "metrics": found})
             write_json(record, rows)

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.data import DATASETS, random_split
 from sde_diffusion.evaluation.extractors import WEIGHTS, Classifier
 from sde_diffusion.files import provenance, write_atomically, write_json
@@ -35,8 +36,9 @@ def digits() -> Splits:
     dataset = DATASETS.build("digits")
     labels = torch.from_numpy(data.target)
     train, test = random_split(len(labels), len(dataset.test))
-    images = dataset.to_uint8(dataset.scale(torch.from_numpy(data.images).to(torch.uint8)[:, None]))
-    if not torch.equal(images[test], dataset.to_uint8(dataset.scale(dataset.test))):
+    levels = dataset.levels or 0
+    images = to_uint8(torch.from_numpy(data.images).to(torch.uint8)[:, None], levels)
+    if not torch.equal(images[test], to_uint8(dataset.test, levels)):
         raise RuntimeError("the splits are not those of the data set")
     return images[train], labels[train], images[test], labels[test]
 

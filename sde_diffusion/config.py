@@ -30,6 +30,9 @@ from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE, SDES
 from sde_diffusion.training.loop import TrainingOptions
 
+BY_SHAPE = ("unet", "mlp")
+"""Networks that "auto" chooses from, by the shape of an example."""
+
 
 def _choice(registry: Registry[Any], name: str, **extra: Any) -> ConfigDict:
     return ConfigDict({"name": name, **extra, **{entry: registry.config(entry) for entry in registry}})

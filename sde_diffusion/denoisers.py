@@ -117,10 +117,11 @@ class AbstractDenoiser(nn.Module, ABC):
         """
         known = self.conditions
         for name, value in conditions.items():
-            there = f"only {', '.join(known)}" if known else "no conditions"
-            require(known is None or name in known, name, _brief(value), f"{there}, for the model is told nothing else")
+            there = f"only {', '.join(known)}" if known else "none"
+            there += f", for the model is told nothing{' else' * bool(known)}"
+            require(known is None or name in known, "condition", name, there, "leave it out")
             if isinstance(value, Tensor):
-                expected = f"one a sample, of shape ({batch}, *)"
+                expected = f"({batch}, *), a row for each of the batch"
                 require(value.ndim > 0 and len(value) == batch, f"{name} shape", tuple(value.shape), expected)
 
     def given(self, conditions: Mapping[str, Any], batch: int) -> AbstractDenoiser:
@@ -133,7 +134,7 @@ class AbstractDenoiser(nn.Module, ABC):
         Raises:
             InputError: on conditions that it does not take, of another length, or out of range.
         """
-        filled = {name: _of_batch(value, batch) for name, value in conditions.items() if value is not None}
+        filled = {name: of_batch(name, value, batch) for name, value in conditions.items() if value is not None}
         self.require_conditions(filled, batch)
         moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in filled.items()}
         return Given(self, moved) if moved else self
@@ -149,15 +150,18 @@ class AbstractDenoiser(nn.Module, ABC):
         return torch.device("cpu") if first is None else first.device
 
 
-def _of_batch(value: Any, batch: int) -> Any:
-    """Return a condition as a tensor, one number repeated for each of ``batch`` samples."""
+def of_batch(name: str, value: Any, batch: int) -> Any:
+    """Return a condition as a tensor, one number repeated for each of ``batch`` samples.
+
+    Raises:
+        InputError: on a list or an array of anything but numbers; ``name`` is what the condition is called.
+    """
     if isinstance(value, (bool, int, float, list, tuple, range, np.ndarray, np.generic)):
-        value = torch.as_tensor(np.asarray(value))
+        try:
+            value = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError):  # strings, objects, rows of different lengths
+            raise InputError(f"{name}={value!r}: expected numbers, ({batch}, *) or one for all") from None
     return value.expand(batch) if isinstance(value, Tensor) and value.ndim == 0 else value
-
-
-def _brief(value: Any) -> Any:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else value
 
 
 class Wrapper(AbstractDenoiser):
@@ -282,13 +286,16 @@ class Denoiser(AbstractDenoiser):
         count = int(getattr(self.net, "num_classes", 0))
         for name in self.conditions or ():
             optional = name == "classes" and bool(getattr(self.net, "null_class", False))
-            one_of = f" below {count}" if name == "classes" else ""
+            of_each = f"a class from 0 to {count - 1}" if name == "classes" else "a value"
             there = optional or conditions.get(name) is not None
-            require(there, name, None, f"{name} (B, *){one_of}, one a sample, for the network must be told them")
+            require(there, name, None, f"{of_each} for each of the batch, for the network must be told it")
         classes = conditions.get("classes")
-        if count and isinstance(classes, Tensor):
-            whole = not classes.is_floating_point() and classes.ndim == 1
-            require(whole, "classes", f"{classes.dtype}, {tuple(classes.shape)}", "whole numbers of shape (B,)")
+        if count and classes is not None:
+            there = isinstance(classes, Tensor)
+            whole = there and classes.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
+            given = f"{classes.dtype} {tuple(classes.shape)}" if there else classes
+            expected = f"whole numbers of shape ({batch},), such as torch.int64"
+            require(whole and classes.ndim == 1, "classes", given, expected)
             low, high = int(classes.min()), int(classes.max())
             bad = low if low < 0 else high
             require(low >= 0 and high < count, "classes", bad, f"a class from 0 to {count - 1}")

@@ -366,7 +366,8 @@ def bits_per_dim(log_prob: Tensor, shape: Sequence[int], levels: int, scale: flo
         shape: shape of one sample.
         levels: number of grey levels.
         scale: width of the interval that their cells fill together: 2 for x = 2 (k + u)/levels − 1, and
-            ``levels * codec.cell`` for the codec of grey levels. ``levels=1, scale=1`` gives the bits of a density.
+            ``levels * codec.cell`` for grey levels as this package encodes them. ``levels=1, scale=1`` gives the bits
+            of a density, or of a probability.
 
     Raises:
         InputError: on a number or shape out of range.

@@ -79,7 +79,8 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
 
     values = modern({key: value for key, value in pretrained.config.items() if key != "data"})
     data = dict(pretrained.config["data"])
-    about = {key: data.pop(key) for key in ("shape", "levels", "codec", "class_names", "columns") if key in data}
+    stored = ("shape", "levels", "codec", "conditions", "class_names", "columns")
+    about = {key: data.pop(key) for key in stored if key in data}
     about["shape"] = list(about["shape"])
     shape = tuple(about["shape"])
     resolved = complete(config)

@@ -63,6 +63,10 @@ def test_floors(path: Path) -> None:
     if here not in ROOF:
         assert not parts & ROOF
         assert not any(m.split(".")[0] == "samplers" for m in modules)
+    if here in ("data", "codecs"):
+        assert parts <= {name for name, floor in FLOORS.items() if floor == 0} | {"data", here}
+    if here in ("networks", "objectives", "training"):
+        assert "codecs" not in parts, "what is trained is handed data in model space"
     if here == "objectives":
         assert parts <= {name for name, floor in FLOORS.items() if floor <= 3} | {"objectives"}
     if here == "evaluation":

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 
 import sde_diffusion as sd
 from sde_diffusion import plugins, registry
+from sde_diffusion.codecs import codec_for, describe_codec, stored_codec
 from sde_diffusion.commands.main import main
+from sde_diffusion.data import DATASETS
 from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.objectives import OBJECTIVES, TIMES
 from sde_diffusion.records import read_record
@@ -24,7 +27,7 @@ from tests.test_training import SMALL
 __all__ = ["trained"]
 
 OUTSIDE = Path(__file__).parent / "outside"
-"""One file each: a sampler with memory, an SDE, a network, guidance, an objective, a metric."""
+"""One file each: a sampler with memory, an SDE, networks, guidance, an objective, a metric, a data set, a codec."""
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +127,79 @@ def test_an_objective_of_ones_own_is_the_squared_error_where_it_is_small() -> No
     x, denoiser = law.sample(64), law.denoiser(sd.VPSDE())
     found, expected = (objective(denoiser, x, sd.NoiseStream(0, range(64))) for objective in (own, squared))
     torch.testing.assert_close(2e3 * found / 2, expected, rtol=1e-5, atol=1e-9)  # the mean over 2 components
+
+
+OF_DATA = ",".join(str(OUTSIDE / f"own_{part}.py") for part in ("dataset", "codec", "conditional"))
+OWN_DATA = [f"--config.{part}" for part in ("data=own_dataset", "codec=own_codec", "network=own_conditional")]
+
+
+def test_data_of_ones_own_with_a_codec_and_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, sampled and scored from the command line, from another folder, given classes and a number."""
+    flags = [flag for flag in SMALL if "unet" not in flag]
+    run = f"--workdir={tmp_path / 'run'}"
+    few = ["--config.training.num_steps=4", f"--plugins={OF_DATA}"]
+    assert main(["train", run, *few, *flags, *OWN_DATA]) == 0
+    data = DATASETS.build("own_dataset")
+    stored = read_record(tmp_path / "run" / "config.json")["data"]
+    log_x = np.log(data.train.numpy().astype(np.float64))
+    mean, std = log_x.mean(axis=0), log_x.std(axis=0)
+    np.testing.assert_allclose(stored["codec"]["mean"], mean, rtol=1e-10)  # float64, in another order of sums
+    np.testing.assert_allclose(stored["codec"]["std"], std, rtol=1e-10)
+    assert stored["conditions"] == {"classes": [], "scale": []}
+    forget()
+    monkeypatch.chdir(tmp_path)
+
+    scale = np.linspace(0.5, 1.0, 6)
+    np.savez("scale.npz", scale=scale)
+    sample = ["sample", run, "--quiet", "--device=cpu", "--steps=4"]
+    assert main([*sample, "--num_samples=6", "--classes=large,small", "--conditions=scale.npz"]) == 0
+    (file,) = (tmp_path / "run" / "samples").glob("*.npz")
+    drawn = np.load(file)
+    assert (drawn["x"] > 0.0).all()
+    np.testing.assert_allclose(drawn["x"], np.exp(mean + std * drawn["z"]), rtol=1e-6)  # float32
+    assert drawn["classes"].tolist() == [1, 0, 1, 0, 1, 0]
+    np.testing.assert_array_equal(drawn["scale"], scale.astype(np.float32))
+    forget()
+
+    x, known = data.test[:8], {name: values[1][:8] for name, values in data.conditions.items()}
+    np.savez("rows.npz", x=x, **known)
+    exact = ["--divergence=exact", "--tolerance=1e-3", "--bound_draws=2", "--bound_steps=2", "--quiet", "--device=cpu"]
+    assert main(["likelihood", run, "--data=rows.npz", *exact]) == 0
+    found = np.load(tmp_path / "run" / "likelihood_rows.npz")["log_p_ode_nats"][0]
+    z = (np.log(x.numpy().astype(np.float64)) - mean) / std
+    solver = {"divergence": "exact", "rtol": 1e-3, "atol": 1e-3, "check": 0}
+    network = sd.open_run(tmp_path / "run", device="cpu").float32
+    of_z = sd.log_likelihood(network, torch.from_numpy(z).float(), **solver, **known).log_prob.numpy()
+    weight = -np.log(x.numpy().astype(np.float64)).sum(axis=1) - np.log(std).sum()
+    np.testing.assert_allclose(found, of_z + weight, rtol=1e-5)  # the same steps, in float32
+
+    assert "scale: missing, and the network of" in refused(capsys, *sample, "--classes=small")
+    np.savez("wide.npz", scale=scale[:, None])
+    wide = refused(capsys, *sample, "--num_samples=6", "--conditions=wide.npz")
+    assert "scale shape=(6, 1): expected (6,), as in training" in wide
+    np.savez("other.npz", x=x, classes=known["classes"])
+    assert "give a file with an array 'scale'" in refused(capsys, "likelihood", run, "--data=other.npz", *exact)
+    x[2, 1] = -1.0
+    np.savez("negative.npz", x=x, **known)
+    assert "column height: its least value is -1" in refused(capsys, "likelihood", run, "--data=negative.npz", *exact)
+    text = refused(capsys, "train", f"--workdir={tmp_path / 'b'}", *few, *flags, "--config.data=two_moons", OWN_DATA[1])
+    assert "column 0: its least value is" in text
+    assert not (tmp_path / "b" / "config.json").exists()
+
+
+def test_the_log_weight_of_a_codec_of_ones_own_is_the_change_of_variables() -> None:
+    """Under a standard normal z the density of x is the log-normal one, in torch's own formula."""
+    plugins.load(OF_DATA.split(","))
+    data = DATASETS.build("own_dataset")
+    codec: Any = codec_for(data, "own_codec")
+    z, weight = codec.encode(data.test)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(z.double()).sum(dim=1)
+    law = torch.distributions.LogNormal(*(torch.tensor(v, dtype=torch.float64) for v in (codec.mean, codec.std)))
+    expected = law.log_prob(data.test.double()).sum(dim=1)
+    torch.testing.assert_close(normal + weight, expected, rtol=1e-5, atol=1e-5)  # z is rounded to float32
+    assert stored_codec(describe_codec(codec)) == codec
 
 
 def test_rows_without_a_new_metric_are_measured_anew(
@@ -244,6 +320,20 @@ RECIPES = {
         "--config.objective.my_objective.times=uniform",
         "--config.training.num_steps=2",
     ],
+    "a data set": [
+        "train",
+        *SMALL,
+        "--config.data=my_dataset",
+        "--config.network.unet.num_classes=2",
+        "--config.training.num_steps=2",
+    ],
+    "a codec": [
+        "train",
+        *SMALL,
+        "--config.data=two_moons",
+        "--config.codec=my_codec",
+        "--config.training.num_steps=2",
+    ],
     "guidance": ["sample", "--config.guidance.name=my_guidance", "--steps=2", "--num_samples=2"],
     "a metric": ["benchmark", "--samplers=ddim", "--steps=2", "--num_samples=70"],
 }
@@ -266,3 +356,12 @@ def test_recipes(what: str, trained: Path, tmp_path: Path, monkeypatch: pytest.M
     assert main([name, *workdir, f"--plugins={tmp_path / 'mine.py'}", *flags, "--quiet"]) == 0
     if what == "a metric":
         assert all("my metric" in row["metrics"] for row in read_rows(run / "benchmark.jsonl")[-1:])
+    if what == "a data set":
+        assert read_record(run / "config.json")["data"]["shape"] == [1, 32]
+    if what == "a codec":
+        codec = sd.open_run(run, device="cpu").codec
+        x, h = DATASETS.build("two_moons").test[:50], 1e-2
+        z, weight = codec.encode(x)
+        torch.testing.assert_close(codec.decode(z), x)
+        slope = (codec.encode(x + h)[0] - codec.encode(x - h)[0]).double() / (2.0 * h)  # to h², and 1e-7/h of rounding
+        torch.testing.assert_close(weight, slope.log().sum(dim=1), atol=1e-3, rtol=0.0)

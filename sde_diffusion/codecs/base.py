@@ -9,14 +9,14 @@ their cells, p(x) is a probability and w the logarithm of a cell's volume (Theis
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.data import Dataset
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import require
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.registry import Registry
 
@@ -126,10 +126,14 @@ def stored_codec(stored: dict[str, Any]) -> Codec:
     """Make the codec again that a run has stored.
 
     Raises:
-        InputError: if it is of another version, or damaged.
+        InputError: if it is of another version or of a plug-in that is not loaded, or damaged.
     """
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items() if key != "name"}
-    try:
-        return CODECS.build(str(stored.get("name")), **fields)
-    except TypeError as error:
-        raise InputError(f"codec={stored!r}: {error}") from None
+    name, known = stored.get("name"), list(CODECS)
+    require(isinstance(name, str) and name in known, "codec.name", name, f"one of {', '.join(known)}")
+    entry: Any = CODECS[str(name)]
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items() if key != "name"}
+    needed = {field.name for field in fields(entry) if field.init}
+    optional = needed & CODECS.config(str(name)).keys()
+    whole = needed - optional <= values.keys() <= needed
+    require(whole, f"fields of codec {name!r}", ", ".join(sorted(values)), ", ".join(sorted(needed)) or "none")
+    return CODECS.build(str(name), **values)

@@ -21,8 +21,8 @@ class Identity(Codec):
 
     @classmethod
     def of(cls, dataset: Dataset, **options: Any) -> Self:
-        remedy = "take grey_levels"
-        require(dataset.levels is None, "codec.name", "identity", "a codec for grey levels", remedy)
+        expected, remedy = f"a codec for {dataset.name}, which has grey levels", "take grey_levels"
+        require(dataset.levels is None, "codec.name", "identity", expected, remedy)
         return cls(**options)
 
     def encode(self, x: Tensor, noise: NoiseStream | None = None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde_diffusion.codecs.base import CODECS, Codec, check_model_space
 from sde_diffusion.data import Dataset
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import InputError, require, require_float
 from sde_diffusion.noise import NoiseStream
 
 CONSTANT = 1e-6
@@ -32,14 +32,18 @@ class Standardised(Codec):
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            require(isinstance(values, tuple), name, values, "a tuple of numbers, one a channel")
+            for value in values:
+                require_float(name, value, *((0.0,) if name == "std" else ()), open_low=name == "std")
         sizes = len(self.mean), len(self.std)
-        require(sizes[0] == sizes[1] > 0, "codec", sizes, "as many means as standard deviations, one a channel")
-        ok = all(isinstance(v, (int, float)) and math.isfinite(v) for v in (*self.mean, *self.std))
-        require(ok and min(self.std) > 0.0, "codec", [self.mean, self.std], "finite means and deviations above 0")
+        expected = "as many means as standard deviations, one a channel"
+        require(sizes[0] == sizes[1] > 0, "number of means and of standard deviations", sizes, expected)
 
     @classmethod
     def of(cls, dataset: Dataset, **options: Any) -> Self:
-        require(dataset.levels is None, "codec.name", "standardised", "a codec for grey levels", "take grey_levels")
+        expected, remedy = f"a codec for {dataset.name}, which has grey levels", "take grey_levels"
+        require(dataset.levels is None, "codec.name", "standardised", expected, remedy)
         channels = dataset.train.double().transpose(0, 1).flatten(1)  # (C, N · rest)
         mean, std = channels.mean(dim=1), channels.std(dim=1, correction=0)
         size = channels.abs().amax(dim=1)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 import sde_diffusion.config as default_file
 from sde_diffusion import plugins
 from sde_diffusion.codecs.base import AUTO
-from sde_diffusion.config import default_config
+from sde_diffusion.config import BY_SHAPE, default_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.noise import require_seed
 from sde_diffusion.registry import hint
@@ -23,7 +23,7 @@ from sde_diffusion.stored_config import complete, differences, is_choice, load_c
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
-BY_DATA = {"config.network": ("unet", "mlp"), "config.codec": ("grey_levels", "standardised")}
+BY_DATA = {"config.network": BY_SHAPE, "config.codec": ("grey_levels", "standardised")}
 """What "auto" chooses from."""
 
 
@@ -204,9 +204,10 @@ def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) 
                 continue
             where = ".".join(parts[:depth])
             chosen = values.get(f"{where}.name", choice.name).strip("'\"")
-            expected = f"an option of {chosen!r}, which {where} is"
-            ok = part in (BY_DATA.get(where, ()) if chosen == AUTO else (chosen,))
-            require(ok, f"--{key}", value, expected, f"give --{where}={part} too")
+            read = BY_DATA.get(where, ()) if chosen == AUTO else (chosen,)
+            of_auto = f" ({' or '.join(read)})" if chosen == AUTO else ""
+            expected = f"{where} to be {part!r}, for {chosen!r}{of_auto} does not read it"
+            require(part in read, f"--{key}", value, expected, f"give --{where}={part} too")
 
 
 def _check_key(config: ConfigDict, path: Sequence[str]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
 from absl import flags
 from ml_collections import ConfigDict
 from torch import Tensor
@@ -15,8 +12,8 @@ from sde_diffusion.commands.flags import (
     define_sampling_flags,
     open_configured,
 )
+from sde_diffusion.data.npz import read_conditions
 from sde_diffusion.errors import require
-from sde_diffusion.files import read_npz
 from sde_diffusion.runs.sample import save_samples
 from sde_diffusion.terminal import say
 
@@ -33,12 +30,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("trajectory", False, "Also write a strip of the reverse process.", flag_values=values)
 
 
-def _conditions(path: str) -> dict[str, Tensor]:
-    """Read conditions by name; none without a path."""
-    if not path:
-        return {}
-    require(Path(path).is_file(), "conditions", path, "an existing .npz file")
-    return {name: torch.from_numpy(values) for name, values in read_npz(Path(path), "file of conditions").items()}
+def _conditions(path: str, num_samples: int) -> dict[str, Tensor]:
+    """Read conditions by name, a row for each sample; none without a path."""
+    found = read_conditions(path) if path else {}
+    for name, values in found.items():
+        expected, remedy = f"{num_samples}, one for each sample", f"give --num_samples={len(values)}"
+        require(len(values) == num_samples, f"conditions={path!r}: rows of {name}", len(values), expected, remedy)
+    return found
 
 
 def run(values: flags.FlagValues, config: ConfigDict) -> None:
@@ -52,7 +50,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         trajectory=values.trajectory,
         quiet=values.quiet,
         classes=values.classes or None,
-        conditions=_conditions(values.conditions),
+        conditions=_conditions(values.conditions, values.num_samples),
     )
     say(f"{len(drawn.x)} samples with {drawn.sampler}\nNFE {drawn.nfe:g}, {drawn.seconds:.1f} s", values.quiet)
     written = save_samples(opened, drawn, values.sampler or config.sampler.name)

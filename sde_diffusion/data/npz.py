@@ -77,7 +77,8 @@ def _to_tensor(name: str, array: np.ndarray) -> Tensor:
     images = torch.from_numpy(array)
     if images.ndim == 3:
         return images[:, None]
-    require(images.ndim == 4, f"array {name} shape", array.shape, "(N, H, W), (N, H, W, C) or (N, C, H, W)")
+    remedy = "uint8 are pictures; convert other data to floats"
+    require(images.ndim == 4, f"array {name} shape", array.shape, "(N, H, W), (N, H, W, C) or (N, C, H, W)", remedy)
     first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
     layouts = "1 or 3 channels either second, (N, C, H, W), or last, (N, H, W, C)"
     remedy = "both fit: nothing tells which it is" if first else "neither fits"
@@ -227,3 +228,18 @@ def read_rows(
     require(not (named and columns) or named == columns, f"file='{path}': columns", ", ".join(named), expected)
     require_data(f"array {name}", examples.x, levels if examples.x.dtype == torch.uint8 else None, named)
     return examples
+
+
+def read_conditions(path: str | Path) -> dict[str, Tensor]:
+    """Read conditions of an ``.npz`` file by name, (n, …) each: classes int64, all others float32.
+
+    Raises:
+        InputError: on a missing or damaged file, pickled objects, arrays of anything but finite numbers, or classes
+            that are not whole numbers from 0.
+    """
+    arrays, _, _ = _read("conditions", str(path))
+    found = {name: _to_condition(name, name, array) for name, array in arrays.items()}
+    for name, value in found.items():
+        require(value.ndim > 0, f"array {name} shape", (), "(n, …), a row for each sample")
+        require_conditions("array", len(value), {name: value})
+    return found

@@ -15,6 +15,7 @@ from sde_diffusion import config as configuration
 from sde_diffusion.codecs import CODECS
 from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.data import Dataset
+from sde_diffusion.data.base import CLASSES
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
@@ -56,10 +57,10 @@ def train_run(
     found = checkpoints.read_to_train(workdir)
     dataset = configuration.build_dataset(config) if data is None else data
     if is_run(workdir):
-        codec = read_codec(read_settings(workdir)["data"], config)
+        codec = read_codec(workdir, read_settings(workdir)["data"], config)
     else:
         codec = configuration.build_codec(config, dataset)
-    config.network.name = configuration.network_name(config, dataset.shape)
+    config.network.name = _network_name(config, dataset)
     torch.manual_seed(stream(config.seed, "weights"))
     network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
     names = _require_conditions(network, dataset, options)
@@ -88,6 +89,22 @@ def train_run(
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
 
 
+def _network_name(config: ConfigDict, dataset: Dataset) -> str:
+    """Return the name of the network, which "auto" chooses by the data.
+
+    Raises:
+        InputError: if classes were asked of the network that "auto" has not chosen, and none of the one that it has.
+    """
+    name = configuration.network_name(config, dataset.shape)
+    if name != config.network.name and not config.network[name].num_classes:
+        for other in configuration.BY_SHAPE:
+            count = config.network[other].num_classes
+            expected = f"0, for network 'auto' is {name!r} for {dataset.noun}"
+            remedy = f"give --config.network.{name}.num_classes={count}, or --config.network={other}"
+            require(count == 0, f"network.{other}.num_classes", count, expected, remedy)
+    return name
+
+
 def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingOptions) -> tuple[str, ...]:
     """Return the names of the conditions that a network is told, all of which the data have.
 
@@ -96,16 +113,17 @@ def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingO
     """
     names: tuple[str, ...] = getattr(network, "conditions", None) or ()
     for name in names:
-        known = ", ".join(dataset.conditions) or "none"
-        expected = f"data with {name}, which the network is told; {dataset.name} has {known}"
-        require(name in dataset.conditions, name, "missing", expected, "build it with num_classes=0, or add them")
+        known = f"only {', '.join(dataset.conditions)}" if dataset.conditions else "none"
+        expected = f"data with the condition {name!r}, which the network is told; these have {known}"
+        remedy = "build it with num_classes=0, or take data with labels" if name == CLASSES else "take others"
+        require(name in dataset.conditions, "data", dataset.name, expected, remedy)
     count = int(getattr(network, "num_classes", 0))
     if count:
         expected = f"{dataset.num_classes}, the classes of {dataset.name}"
         require(count == dataset.num_classes, "num_classes", count, expected)
         droppable = options.label_dropout == 0.0 or bool(getattr(network, "null_class", False))
-        remedy = "give --config.training.label_dropout=0, or null_class=True to a network that has it"
-        expected = "0, for the network has no class that stands for none"
+        remedy = "give --config.training.label_dropout=0, or --config.network.NAME.null_class=True where it has that"
+        expected = "0, for the network cannot be told that there is no class (null_class=False)"
         require(droppable, "training.label_dropout", options.label_dropout, expected, remedy)
     return names
 

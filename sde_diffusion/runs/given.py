@@ -39,11 +39,12 @@ def as_dataset(data: Dataset | Tensor | np.ndarray) -> Dataset:
 
 
 def describe_data(dataset: Dataset, codec: Codec) -> dict[str, Any]:
-    """Return what a run stores of its data: shape, grey levels, codec, and the names of classes and columns."""
+    """Return what a run stores of its data: shape, levels, codec, conditions, names of classes and columns."""
     return {
         "shape": list(dataset.shape),
         "levels": dataset.levels,
         "codec": describe_codec(codec),
+        "conditions": {name: list(values.shape[1:]) for name, (values, _) in dataset.conditions.items()},
         "class_names": list(dataset.class_names),
         "columns": list(dataset.columns),
     }

@@ -15,13 +15,13 @@ from sde_diffusion import plugins as plugin_files
 from sde_diffusion.codecs import CODECS, Codec, GreyLevels, Identity, stored_codec
 from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.data import Dataset
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.runs.given import as_dataset
 from sde_diffusion.runs.run import Run
 from sde_diffusion.sdes import SDE
 from sde_diffusion.stored_config import load_config
 from sde_diffusion.training import checkpoints, shipped
-from sde_diffusion.training.settings import GIVEN, read_settings
+from sde_diffusion.training.settings import CONFIG_FILE, GIVEN, read_settings
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -74,28 +74,36 @@ def load_run(
         for exact in (False, True)
     )
     names = {key: tuple(about.get(key, ())) for key in ("class_names", "columns")}
+    told = {name: tuple(sizes) for name, sizes in about.get("conditions", {}).items()}
     run = Run(
-        workdir, config, device, denoiser, float32, shape, about.get("levels"), read_codec(about, config),
-        **names, checkpoint=found.folder, step=found.step, digest=found.digest, _data=data,
+        workdir, config, device, denoiser, float32, shape, about.get("levels"), read_codec(workdir, about, config),
+        **names, condition_shapes=told, checkpoint=found.folder, step=found.step, digest=found.digest, _data=data,
     )  # fmt: skip
     return run
 
 
-def read_codec(about: dict[str, Any], config: ConfigDict) -> Codec:
+def read_codec(workdir: Path, about: dict[str, Any], config: ConfigDict) -> Codec:
     """Return the codec of a run.
 
     Runs of version 0.1.0 store none: theirs is that of grey levels, or of continuous data the identity.
 
     Args:
+        workdir: of the run.
         about: what the run stores of its data.
         config: of the run, which may ask for no other codec.
 
     Raises:
         InputError: if it is damaged, of a plug-in that is not loaded, or not the one that is asked for.
     """
-    asked = config.codec.get(config.codec.name, ConfigDict()).to_dict()
     if "codec" in about:
-        codec = stored_codec(about["codec"])
+        try:
+            codec = stored_codec(about["codec"])
+            _require_fit(codec, tuple(about["shape"]), about.get("levels"))
+        except InputError as error:
+            raise InputError(
+                f"{workdir / CONFIG_FILE}: data.codec cannot be used ({error}); restore the file, or if the codec "
+                "is of a plug-in load it with --plugins=FILE"
+            ) from None
     elif about.get("levels"):
         codec = GreyLevels(about["levels"], **config.codec.grey_levels.to_dict())
     else:
@@ -103,10 +111,20 @@ def read_codec(about: dict[str, Any], config: ConfigDict) -> Codec:
     name = CODECS.name_of(codec)
     expected = f"{name}, with which the run is trained"
     require(config.codec.name in (AUTO, name), "codec.name", config.codec.name, expected, "take another workdir")
-    for option, value in asked.items():
+    for option, value in config.codec.get(name, ConfigDict()).to_dict().items():
         own = getattr(codec, option)
-        require(value == own, f"codec.{name}.{option}", value, f"{own!r}, with which the run is trained")
+        expected = f"{own!r}, with which the run is trained"
+        require(value == own, f"codec.{name}.{option}", value, expected, "take another workdir")
     return codec
+
+
+def _require_fit(codec: Codec, shape: tuple[int, ...], levels: int | None) -> None:
+    """Refuse a codec that is not one of data of a shape and a number of grey levels."""
+    found, expected = codec.decode(torch.zeros(1, *shape)).dtype, torch.uint8 if levels else torch.float32
+    require(found == expected, "dtype of what it decodes", found, f"{expected}, as the run's data are")
+    if isinstance(codec, GreyLevels):
+        expected_levels = f"{levels}, the number of grey levels of the run's data"
+        require(codec.levels == levels, "levels", codec.levels, expected_levels)
 
 
 def open_run(

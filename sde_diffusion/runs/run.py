@@ -51,6 +51,7 @@ class Run:
         levels: number of grey levels of the data; None for continuous data.
         codec: the way between data and the space in which the denoiser works.
         class_names, columns: names of the classes, and of the components of vectors, where the data have them.
+        condition_shapes: shape of one value of each condition that the data have, by name.
         checkpoint: folder that the weights were read from.
         step: training step of the weights.
         digest: SHA-256 of the weights' file.
@@ -66,6 +67,7 @@ class Run:
     codec: Codec
     class_names: tuple[str, ...]
     columns: tuple[str, ...]
+    condition_shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     checkpoint: Path
     step: int
     digest: str

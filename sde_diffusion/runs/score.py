@@ -154,6 +154,9 @@ def score_rows(
         InputError: if the file cannot be read, its rows are of another shape or dtype, or conditions are missing.
     """
     rows = read_rows(path, run.shape, run.levels or 256, run.columns)
+    kind = "floats" if run.levels is None else f"uint8, grey levels 0 to {run.levels - 1}"
+    fits = rows.x.is_floating_point() == (run.levels is None)
+    require(fits, f"data='{path}': dtype", rows.x.dtype, f"{kind}, as the run was trained on")
     given = conditions_of_examples(run, rows, classes)
     options = replace(options, tolerance=options.tolerance or (DEFAULT_TOLERANCE if len(rows) < FEW else 0.0))
     facts = {"data": path.name, "rows": hashlib.sha256(rows.x.numpy().tobytes()).hexdigest()}

@@ -76,6 +76,8 @@ class TrainingOptions:
         require_float("weight_decay", self.weight_decay, 0.0)
         require_float("grad_clip", self.grad_clip, 0.0)
         require_float("label_dropout", self.label_dropout, 0.0, 1.0)
+        no_class = "a network that is never told a class learns nothing of classes"
+        require(self.label_dropout < 1.0, "label_dropout", self.label_dropout, "less than 1", no_class)
         require_float("ema_decay", self.ema_decay, 0.0, 1.0)
         require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, "'adamw' or 'muon'")
         require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")

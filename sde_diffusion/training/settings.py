@@ -30,7 +30,7 @@ def is_run(workdir: Path) -> bool:
 
 
 def write_settings(workdir: Path, settings: dict[str, Any]) -> None:
-    """Write ``config.json``: "config", "data" (shape, grey levels, codec, names) and "provenance"."""
+    """Write ``config.json``: "config", "data" (shape, grey levels, codec, conditions, names) and "provenance"."""
     write_record(workdir / CONFIG_FILE, settings)
 
 
@@ -69,6 +69,9 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
     require(ok, f"{path}: data.levels", levels, "the number of grey levels, or null")
     codec = content["data"].get("codec", {})
     require(isinstance(codec, dict), f"{path}: data.codec", codec, "the name of a codec and what it is made of")
+    conditions = content["data"].get("conditions", {})
+    ok = isinstance(conditions, dict) and all(isinstance(sizes, list) for sizes in conditions.values())
+    require(ok, f"{path}: data.conditions", conditions, "the shape of one value of each condition, by name")
     for key in ("class_names", "columns"):
         names = content["data"].get(key, [])
         ok = isinstance(names, list) and all(isinstance(name, str) for name in names)
