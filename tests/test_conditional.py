@@ -256,7 +256,7 @@ def test_another_condition_reaches_a_network_of_ones_own(tmp_path: Path) -> None
     assert float(error.abs().mean()) < 0.2  # √(2/π) · 0.1/√2 = 0.06 exactly, beside 1.2 for samples that ignore it
     with pytest.raises(sd.InputError, match=r"shift: missing, and the network of"):
         run.sample("heun", num_steps=2, n=2, quiet=True)
-    with pytest.raises(sd.InputError, match=r"shift shape=\(3,\): expected one a sample, of shape \(2, \*\)"):
+    with pytest.raises(sd.InputError, match=r"shift shape=\(3,\): expected \(2, \*\), a row for each"):
         run.sample("heun", num_steps=2, n=2, conditions={"shift": wanted[:3]}, quiet=True)
     rows = run.benchmark(["ddim"], steps=[2], options=SweepOptions(num_samples=50), quiet=True)
     assert rows[0]["metric"] == "energy distance"
