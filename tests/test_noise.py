@@ -121,8 +121,8 @@ def test_bad_seed(seed: object) -> None:
 
 
 PURPOSES = [
-    "training", "weights", "probes", "truncation", "noise beside a path", "continuous bound", "discrete bound", "bootstrap",
-    "subsets", "directions", "permutations", "thinning", "KID", "Inception score", "sets of one size",
+    "training", "weights", "probes", "truncation", "noise beside a path", "continuous bound", "discrete bound",
+    "bootstrap", "subsets", "directions", "permutations", "thinning", "KID", "Inception score", "sets of one size",
     *(f"dequantisation {i}" for i in range(4)), *(f"likelihood of dequantisation {i}" for i in range(4)),
     *(f"dropout of step {i}" for i in range(50)), *(f"order of epoch {i}" for i in range(50)),
 ]  # fmt: skip
@@ -131,8 +131,8 @@ PURPOSES = [
 def test_no_two_consumers_of_randomness_share_a_stream() -> None:
     """All pairs of (purpose, seed, sample, draw) give different words, of neighbouring seeds and samples too.
 
-    The words are those of one draw, two of 32 bits: of the n = 3.5 million pairs two agree by chance with probability
-    n²/2⁶⁵ = 3e-7.
+    The words are start and increment of one draw, 63 random bits: of n = 3 million two agree by chance with
+    probability n²/2⁶⁴ = 5e-7.
     """
     seeds = [0, 1, 2, 3, 20240101120000, (1 << 63) - 1]
     derived = {(seed, purpose): stream(seed, purpose) for seed in seeds for purpose in PURPOSES}

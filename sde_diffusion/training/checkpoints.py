@@ -273,7 +273,9 @@ def restore(found: Checkpoint, state: TrainingState) -> None:
     state.ema.network.load_state_dict(found.tensors["ema"])
     state.step, state.ema.updates = found.step, found.ema_updates
     if found.streams != STREAMS:
-        notice(f"{found.folder}: of a version with other random numbers; it is trained on, but not bit for bit as there")
+        notice(
+            f"{found.folder}: of a version with other random numbers; it is trained on, but not bit for bit as there"
+        )
     slots: dict[int, dict[str, Tensor]] = {}
     indexed = list(parameters.values())
     for key, value in moments.items():
