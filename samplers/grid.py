@@ -47,7 +47,9 @@ class GridSampler(Sampler, Generic[State]):
         sde = denoiser.sde
         num_points = self.num_steps if self.denoise else self.num_steps + 1
         rounded = denoiser.round_t(GRIDS[self.grid](sde, num_points, self.stop_time(sde)))
-        return torch.unique_consecutive(rounded) if num_points > 1 else rounded
+        times = torch.unique_consecutive(rounded) if num_points > 1 else rounded
+        require_falling(times, sde.T)
+        return times
 
     def init(self, denoiser: AbstractDenoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> State:
         """Return what the first step is given to remember; for samplers without memory, None.

@@ -261,7 +261,7 @@ class Denoiser(AbstractDenoiser):
             InputError: if its output has neither the shape of ``x`` nor twice its channels.
         """
         level = self.level(t)
-        label = per_sample(self.noise_label(level), x)
+        label = per_sample(self.noise_label(level, self.sde.T), x)
         level = level.like(x)
         seen = x if self.sigma_data is None else x / _size(level, self.sigma_data)
         raw = self.net(seen, label, **conditions)
@@ -272,7 +272,7 @@ class Denoiser(AbstractDenoiser):
         return Prediction(x, level, {"x0": _edm(x, level, raw, self.sigma_data)}, None, fraction)
 
     def round_t(self, t: Tensor) -> Tensor:
-        return self.noise_label.round_t(t)
+        return self.noise_label.round_t(t, self.sde.T)
 
     @property
     def conditions(self) -> tuple[str, ...] | None:

@@ -19,10 +19,15 @@ class NoiseLabel(ABC):
     """What a network is told of the noise level."""
 
     @abstractmethod
-    def __call__(self, level: NoiseLevel) -> Number:
-        """Return the label: a float, or of the shape of the level's numbers."""
+    def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
+        """Return the label: a float, or of the shape of the level's numbers.
 
-    def round_t(self, t: Tensor) -> Tensor:
+        Args:
+            level: the noise level.
+            T: the largest time of its SDE, at which the last of N training times t_i = T i/N is.
+        """
+
+    def round_t(self, t: Tensor, T: float = 1.0) -> Tensor:
         """Return the nearest times that the network was trained on; the identity for continuous time."""
         return t
 
@@ -37,31 +42,31 @@ class Scaled(NoiseLabel):
     def __post_init__(self) -> None:
         require_float("scale", self.scale, 0.0, open_low=True)
 
-    def __call__(self, level: NoiseLevel) -> Number:
+    def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
         return self.scale * level.t
 
 
 @NOISE_LABELS.register("discrete")
 @dataclass(frozen=True)
 class Index(NoiseLabel):
-    """label = N t − 1, the index 0 … N − 1 of DDPM's chain at t = i/N. Between those times the label is fractional."""
+    """label = N t/T − 1, the index 0 … N − 1 of DDPM's chain at t = T i/N; between those times it is fractional."""
 
     num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
         require_int("num_train_steps", self.num_train_steps, 1)
 
-    def __call__(self, level: NoiseLevel) -> Number:
-        return self.num_train_steps * level.t - 1.0
+    def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
+        return self.num_train_steps * level.t / T - 1.0
 
-    def round_t(self, t: Tensor) -> Tensor:
-        return (t * self.num_train_steps).round().clamp(1, self.num_train_steps) / self.num_train_steps
+    def round_t(self, t: Tensor, T: float = 1.0) -> Tensor:
+        return (t / T * self.num_train_steps).round().clamp(1, self.num_train_steps) / self.num_train_steps * T
 
 
 @NOISE_LABELS.register("reversed")
 @dataclass(frozen=True)
 class ReversedIndex(NoiseLabel):
-    """label = (N − 1)(1 − t), which counts NCSN's noise levels t = i/(N − 1) from the largest; fractional in between.
+    """label = (N − 1)(1 − t/T), which counts NCSN's noise levels t = T i/(N − 1) from the largest; else fractional.
 
     The last of them, t = 0, is no time of an SDE here: the smallest level is the one before it.
     """
@@ -71,12 +76,12 @@ class ReversedIndex(NoiseLabel):
     def __post_init__(self) -> None:
         require_int("num_train_steps", self.num_train_steps, 2)
 
-    def __call__(self, level: NoiseLevel) -> Number:
-        return (self.num_train_steps - 1) * (1.0 - level.t)
+    def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
+        return (self.num_train_steps - 1) * (1.0 - level.t / T)
 
-    def round_t(self, t: Tensor) -> Tensor:
+    def round_t(self, t: Tensor, T: float = 1.0) -> Tensor:
         last = self.num_train_steps - 1
-        return (t * last).round().clamp(1, last) / last
+        return (t / T * last).round().clamp(1, last) / last * T
 
 
 @NOISE_LABELS.register("log_sigma")
@@ -93,7 +98,7 @@ class LogSigma(NoiseLabel):
     def __post_init__(self) -> None:
         require_float("scale", self.scale, 0.0, open_low=True)
 
-    def __call__(self, level: NoiseLevel) -> Number:
+    def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
         return log(self.scale * level.sigma)
 
 
@@ -115,5 +120,5 @@ class LogSNR(NoiseLabel):
     def __post_init__(self) -> None:
         require_float("scale", self.scale, 0.0, open_low=True)
 
-    def __call__(self, level: NoiseLevel) -> Number:
+    def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
         return -self.scale * level.log_snr

@@ -70,14 +70,14 @@ def karras(sde: SDE, num_points: int, t_min: float) -> Tensor:
 
 @GRIDS.register("indices")
 def indices(sde: SDE, num_points: int, t_min: float) -> Tensor:
-    """Times i/N of a discrete chain, evenly spaced from i = N to the first one at or above ``t_min``.
+    """Times T i/N of a discrete chain, evenly spaced from i = N to the first one at or above ``t_min``.
 
     Raises:
         InputError: if more points are asked for than there are indices.
     """
     n: int = getattr(sde, "num_train_steps", TRAINING_INDICES)
-    first = max(1, math.ceil(t_min * n - 1e-6))
+    first = max(1, math.ceil(t_min / sde.T * n - 1e-6))
     if num_points > n - first + 1:
         have = n - first + 1
         raise InputError(f"num_steps: the grid 'indices' has {have} times, not {num_points}; take fewer steps")
-    return (n + (first - n) * _ramp(num_points)).round() / n
+    return (n + (first - n) * _ramp(num_points)).round() / n * sde.T

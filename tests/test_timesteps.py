@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+import samplers
 import sde_diffusion as sd
+from sde_diffusion.labels import NOISE_LABELS
+from sde_diffusion.objectives import TIMES
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import GRIDS
 
@@ -17,10 +22,12 @@ def test_every_grid_falls_from_the_end_to_t_min(sde: SDE, grid: str, num_points:
     assert t.dtype == torch.float64
     assert t.device.type == "cpu"
     assert len(t) == num_points
-    assert float(t[0]) == pytest.approx(sde.T, rel=6e-3 if grid == "indices" else 1e-12)
+    assert float(t[0]) == pytest.approx(sde.T, rel=1e-12)
+    assert float(t[0]) <= sde.T  # beyond it α may be negative, as of the cosine
     if num_points > 1:
         assert (t[1:] < t[:-1]).all()
-        assert float(t[-1]) == pytest.approx(max(sde.t_min, 1e-3) if grid == "indices" else sde.t_min, rel=1e-9)
+        least = sde.T * max(1, math.ceil(sde.t_min / sde.T * 1000 - 1e-6)) / 1000  # the first index
+        assert float(t[-1]) == pytest.approx(least if grid == "indices" else sde.t_min, rel=1e-9)
 
 
 def test_spacing(sde: SDE) -> None:
@@ -42,3 +49,46 @@ def test_indices_are_training_times() -> None:
         GRIDS["indices"](chain, 101, chain.t_min)
     with pytest.raises(sd.InputError, match="did you mean 'karras'"):
         GRIDS["karas"]
+
+
+@pytest.mark.parametrize("label", ["discrete", "reversed"])
+def test_trained_times_are_sampled_and_scored(sde: SDE, label: str) -> None:
+    """One definition of the i-th of N times, T i/N: training draws them, labels number them, samplers visit them."""
+    n = getattr(sde, "num_train_steps", 50)
+    labels = NOISE_LABELS.build(label, num_train_steps=n + (label == "reversed"))
+    trained, _ = TIMES.build("discrete", num_train_steps=n)(sde, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    assert float(trained.max()) == sde.T
+    assert torch.equal(labels.round_t(trained, sde.T), trained)
+    numbers = labels(sde.at(trained), sde.T)
+    torch.testing.assert_close(numbers, numbers.round(), rtol=0.0, atol=1e-9)
+    assert sorted(numbers.round().tolist()) == list(range(n))
+    denoiser = sd.Denoiser(lambda x, label: torch.zeros_like(x), sde, noise_label=labels)
+    for name in samplers.names():
+        if "grid" in samplers.config(name):
+            visited = samplers.build(name, num_steps=7).times(denoiser)
+            assert float(visited[0]) == sde.T
+            assert all(any(float(t) == float(s) for s in trained) for t in visited)
+
+
+@pytest.mark.parametrize("grid", GRIDS.names())
+def test_the_cosine_is_sampled_on_every_grid(grid: str) -> None:
+    """N(0, 0.7²) from every grid; beyond T the cosine's α is negative, which once made 5e10 of 0.7."""
+    sde = sd.CosineVPSDE()
+    law = sd.Gaussian(torch.zeros(2, dtype=torch.float64), 0.49 * torch.eye(2, dtype=torch.float64))
+    for label in ("discrete", "log_snr"):
+        exact = law.denoiser(sde)
+
+        def net(
+            x: torch.Tensor, label: torch.Tensor, exact: sd.AbstractDenoiser = exact, kind: str = label
+        ) -> torch.Tensor:
+            t = (
+                (label.double() + 1.0) / 1000 * sde.T
+                if kind == "discrete"
+                else sde.time_of_log_snr(-8.0 * label.double())
+            )
+            return exact(x, t.clamp(max=sde.T)).eps
+
+        denoiser = sd.Denoiser(net, sde, noise_label=label)
+        x = samplers.build("ddim", num_steps=200, grid=grid).draw(denoiser, (4000, 2), seed=0).x
+        # 4,000 × 2 numbers have a standard deviation known to 0.8 %; first-order steps add some percent.
+        assert float(x.double().std()) == pytest.approx(0.7, rel=0.08)

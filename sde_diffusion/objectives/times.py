@@ -62,7 +62,7 @@ class Stratified(Uniform):
 @TIMES.register("discrete")
 @dataclass(frozen=True)
 class Discrete(TimeDistribution):
-    """t = i/N with i uniform on 1 … N: the indices of DDPM (Ho et al. 2020, Algorithm 1).
+    """t = T i/N with i uniform on 1 … N: the indices of DDPM (Ho et al. 2020, Algorithm 1).
 
     Args:
         num_train_steps: N.
