@@ -21,6 +21,7 @@ from sde_diffusion.commands.main import main
 from sde_diffusion.data import DATASETS, Examples
 from sde_diffusion.evaluation.bits import separation, summary
 from sde_diffusion.evaluation.scoring import NAMES, Scorer, ScoringOptions
+from sde_diffusion.evaluation.sweep import read_rows
 from tests.test_commands import refused, trained
 
 __all__ = ["trained"]
@@ -269,3 +270,39 @@ def test_numbers_of_a_law_are_its_entropy(tmp_path: Path) -> None:
         assert (density * edges).sum() == pytest.approx(result["parts"][name]["diffusion"], rel=0.02)
     assert result["log_p_nats"]["ode"]["mean"] == pytest.approx(exact.mean(), abs=1e-2)
     assert result["log_p_nats_per_dim"]["ode"]["mean"] == pytest.approx(result["log_p_nats"]["ode"]["mean"] / 2)
+
+
+def test_scores_are_not_those_of_other_data_or_of_another_model(tmp_path: Path) -> None:
+    """The test data corrected, or the SDE changed by a flag: scored anew, the old numbers kept under another name."""
+    generator = np.random.default_rng(0)
+    data, run = tmp_path / "data.npz", tmp_path / "run"
+    train, test = generator.normal(size=(50, 2)), generator.normal(size=(6, 2))
+    np.savez(data, train=train, test=test)
+    toy = ["--config.data.name=npz", f"--config.data.root={data}", "--config.training.num_steps=2"]
+    assert main(["train", f"--workdir={run}", "--quiet", "--device=cpu", *toy]) == 0
+    assert score(run) == 0
+    first = values(run)["ode"]
+    assert score(run) == 0
+    np.testing.assert_array_equal(values(run)["ode"], first)
+    np.savez(data, train=train, test=test + 1.0)
+    assert score(run) == 0
+    other = values(run)["ode"]
+    assert not np.allclose(other, first, atol=1e-3)
+    assert score(run, "--config.sde.vp.beta_max=10") == 0
+    changed = values(run)["ode"]
+    assert not np.allclose(changed, other, atol=1e-3)
+    assert json.loads((run / "likelihood.json").read_text())["provenance"]["model"] == {"sde.vp.beta_max": 10.0}
+    assert len(list(run.glob("likelihood_????????.npz"))) == 2
+
+
+def test_rows_of_a_sweep_are_not_those_of_another_model(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sweep = ["benchmark", f"--workdir={trained}", "--samplers=ddim", "--steps=2", "--num_samples=70", "--quiet"]
+    assert main(sweep) == 0
+    assert main([*sweep, "--config.sde.vp.beta_max=10"]) == 0
+    assert main([*sweep, "--config.sde.vp.beta_max=10"]) == 0
+    rows = read_rows(trained / "benchmark.jsonl")
+    assert [row["options"].get("config.sde.vp.beta_max") for row in rows] == [None, 10.0]
+    assert rows[0]["metrics"] != rows[1]["metrics"]

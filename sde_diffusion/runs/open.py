@@ -19,7 +19,7 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.runs.given import as_dataset
 from sde_diffusion.runs.run import Run
 from sde_diffusion.sdes import SDE
-from sde_diffusion.stored_config import load_config
+from sde_diffusion.stored_config import differences, load_config
 from sde_diffusion.training import checkpoints, shipped
 from sde_diffusion.training.settings import CONFIG_FILE, GIVEN, read_settings
 
@@ -77,9 +77,28 @@ def load_run(
     told = {name: tuple(sizes) for name, sizes in about.get("conditions", {}).items()}
     run = Run(
         workdir, config, device, denoiser, float32, shape, about.get("levels"), read_codec(workdir, about, config),
-        **names, condition_shapes=told, checkpoint=found.folder, step=found.step, digest=found.digest, _data=data,
+        **names, condition_shapes=told, checkpoint=found.folder, step=found.step, digest=found.digest,
+        changed=_changed(workdir, config), _data=data,
     )  # fmt: skip
     return run
+
+
+MODEL = ("sde.", "network.", "denoiser.")
+"""Beginnings of the keys that say what a model is."""
+
+
+def _changed(workdir: Path, config: ConfigDict) -> dict[str, Any]:
+    """Return what of the model a configuration has otherwise than the run was trained with, by dotted keys."""
+    stored = load_config(workdir, tuple(config.plugins))
+    keys = [key for key in differences(stored, config) if key.startswith(MODEL)]
+    found: dict[str, Any] = {}
+    for key in keys:
+        if not key.startswith("denoiser.thresholding"):  # which is of sampling
+            node: Any = config
+            for part in key.split("."):
+                node = node.get(part)
+            found[key] = node
+    return found
 
 
 def read_codec(workdir: Path, about: dict[str, Any], config: ConfigDict) -> Codec:

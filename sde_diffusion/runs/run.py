@@ -55,6 +55,7 @@ class Run:
         checkpoint: folder that the weights were read from.
         step: training step of the weights.
         digest: SHA-256 of the weights' file.
+        changed: what of the model is otherwise than it was trained with, by keys of the configuration.
     """
 
     workdir: Path
@@ -71,6 +72,7 @@ class Run:
     checkpoint: Path
     step: int
     digest: str
+    changed: dict[str, Any] = field(default_factory=dict, repr=False)
     _data: Dataset | None = field(default=None, repr=False)
 
     @property

@@ -78,6 +78,7 @@ def score(
     require(shape == run.shape, "data", shape, f"examples of shape {run.shape}, as the run was trained on")
     scorer = Scorer(run.scored, run.codec, examples, options, seed, run.device)
     key = {"checkpoint": run.digest, "seed": seed, "num_examples": len(examples), "options": asdict(options), **facts}
+    key |= {"content": _content(examples), **({"model": run.changed} if run.changed else {})}
     dtype = replace(run, denoiser=run.scored).dtype
     if dtype != "float32":
         key["dtype"] = dtype
@@ -92,6 +93,15 @@ def score(
         write_record(run.workdir / f"{stem}.json", result)
         save_bound(run.workdir / f"{stem}.png", result["curves"], bits.unit(result))
     return Scored(scores, result, stem)
+
+
+def _content(examples: Examples) -> str:
+    """Return the SHA-256 of examples and of what they are conditioned on."""
+    found = hashlib.sha256()
+    for name, values in sorted({"": examples.x, **examples.conditions}.items()):
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _keep_other(path: Path, key: dict[str, Any]) -> None:
@@ -159,7 +169,7 @@ def score_rows(
     require(fits, f"data='{path}': dtype", rows.x.dtype, f"{kind}, as the run was trained on")
     given = conditions_of_examples(run, rows, classes)
     options = replace(options, tolerance=options.tolerance or (DEFAULT_TOLERANCE if len(rows) < FEW else 0.0))
-    facts = {"data": path.name, "rows": hashlib.sha256(rows.x.numpy().tobytes()).hexdigest()}
+    facts = {"data": path.name}
     if given:
         facts["given"] = str(classes or DATA)
     stem = f"likelihood_{re.sub(r'[^A-Za-z0-9_.-]+', '_', path.stem)}"
@@ -187,7 +197,7 @@ def score_pictures(
     k = (pixels.float() * (((run.levels or 2) - 1) / 255)).round().to(torch.uint8)
     given = conditions_of_examples(run, Examples(k), classes)
     options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
-    facts = {"files": [str(f) for f in files], "pixels": hashlib.sha256(k.numpy().tobytes()).hexdigest()}
+    facts: dict[str, Any] = {"files": [str(f) for f in files]}
     if given:
         facts["given"] = str(classes)
     how: dict[str, Any] = {"stem": "likelihood_pictures", "batch_size": batch_size, "quiet": quiet}

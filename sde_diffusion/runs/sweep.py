@@ -154,6 +154,7 @@ class _Sweep:
         """Return the options of a sampler that its setting does not fix."""
         sampler = sampler_of(self.run, setting)
         options = {k: v for k, v in sampler.options().items() if k not in SWEPT[setting.option]}
+        options |= {f"config.{key}": value for key, value in self.run.changed.items()}
         return {**options, **self.run.wrapping(sampler), **({"classes": self.options.classes} if self.given else {})}
 
     @property
