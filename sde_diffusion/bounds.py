@@ -107,18 +107,6 @@ def _reconstruction(denoiser: AbstractDenoiser, x: Tensor, x0: Tensor, t: NoiseL
     return -log_prob
 
 
-def truncation_term(denoiser: AbstractDenoiser, x0: Tensor, t: Number, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_t = α x₀ + σ ε, (B, *), and log p(x₀ | x_t) − log q(x_t | x₀), (B,), nats, at a small time ``t``.
-
-    log p(x₀) ≥ E[log p_t(x_t) + log p(x₀ | x_t) − log q(x_t | x₀)] is the bound through the time at which a likelihood
-    is truncated; what it adds to log p_t is this term.
-    """
-    level = denoiser.sde.at(t)
-    mean = level.alpha * x0
-    x = mean + level.sigma * eps
-    return x, -_reconstruction(denoiser, x, x0, level, None) - gaussian_log_prob(x, mean, level.sigma)
-
-
 def discrete_bound(
     denoiser: AbstractDenoiser,
     x0: Tensor,

@@ -18,28 +18,33 @@ References:
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.bounds import prior_kl, truncation_term
+from sde_diffusion.bounds import prior_kl
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example
 from sde_diffusion.reverse import AngularFlow
+from sde_diffusion.sdes import SDE
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBE_LAWS = ("rademacher", "gaussian")
 T_MIN = 1e-5
 """Where the flow starts by default, as in score SDE; a network of discrete time starts at its first time instead."""
+NOISE = {True: 1e-6, False: 5e-4}
+"""The least σ/α that a flow starts at by default, by whether states are of float64: float32 does not resolve less."""
+LEAST_NOISE = {True: 1e-7, False: 1e-4}
+"""The least σ/α at which the truncation is measured, likewise."""
 TOLERANCES = tuple(10.0 ** (-0.5 * n) for n in range(5, 17))
 """Rungs of :func:`choose_tolerance`: half decades from 3e-3 to 1e-8."""
 _ROWS = 512  # examples times directions of one backward pass: bounds the memory of many probes
@@ -55,8 +60,9 @@ class ErrorBudget:
         prior: KL(p_T ‖ prior) ≥ 0, by which the prior lowers the mean; exact where p_T is a known Gaussian, else the
             bound E[KL(p(x_T | x₀) ‖ prior)] from the second moment of the samples.
         prior_is_exact: which of the two.
-        truncation: mean difference between the bound on log p(x) that starts from x_{t_min} ~ p(x_{t_min} | x) and the
-            reported value, which takes x itself for x_{t_min}, and its standard error, over ``checked`` samples.
+        truncation: mean difference between log p of the data and the reported log p_{t_min}, and its standard error,
+            over ``checked`` samples: solved from far less noise than at t_min, or where a network of discrete time
+            knows none, extrapolated from two and four times its variance.
         checked: number of samples that were solved again for ``solver`` and ``truncation``.
     """
 
@@ -136,10 +142,15 @@ def _check(
     require_int("probes", probes, 1)
     sde = denoiser.sde
     if t_min is None:
-        return float(denoiser.round_t(torch.tensor(T_MIN, dtype=torch.float64)))
+        resolved = _time_of(sde, NOISE[x.dtype == torch.float64])
+        return float(denoiser.round_t(torch.tensor(max(T_MIN, resolved), dtype=torch.float64)))
     require_float("t_min", t_min, 0.0, sde.T, open_low=True)
     require(t_min < sde.T, "t_min", t_min, f"a time within (0, {sde.T:g})")
     return t_min
+
+
+_Solved = tuple[ODESolution, Tensor, Tensor]
+"""The solution, log p of each probe and x_T."""
 
 
 def _solve(
@@ -149,7 +160,7 @@ def _solve(
     exact: bool,
     times: Tensor,
     tolerance: dict[str, Any],
-) -> tuple[ODESolution, Tensor, Tensor]:
+) -> _Solved:
     """Return the solution, log p of each probe (k or 1, B) in float64 and x_T."""
     shape, size = x.shape, per_example(x).shape[1]
     columns = 1 if exact else sum(len(e) for e in directions)
@@ -216,22 +227,21 @@ def log_likelihood(
     t_start = _check(denoiser, x, divergence, probes, probe_law, t_min)
     for name, value in (("check", check), ("first_index", first_index)):
         require_int(name, value, 0)
-    times = torch.tensor([t_start, denoiser.sde.T], dtype=torch.float64)
     flow = AngularFlow(denoiser.given(conditions, len(x)))
 
-    def solve(x: Tensor, tighter: float = 1.0, flow: AngularFlow = flow) -> tuple[ODESolution, Tensor, Tensor]:
+    def solve(x: Tensor, flow: AngularFlow, tighter: float = 1.0, start: float = t_start) -> _Solved:
+        times = torch.tensor([start, denoiser.sde.T], dtype=torch.float64)
         noise = NoiseStream(stream(seed, "probes"), range(first_index, first_index + len(x)))
         directions = _directions(x, divergence, probes, probe_law, noise)
         options = {"rtol": tighter * rtol, "atol": tighter * atol, "method": method, "max_steps": max_steps}
         return _solve(flow, x, directions, divergence == "exact", times, options)
 
     with torch.no_grad():
-        solution, by_probe, latent = solve(x)
+        solution, by_probe, latent = solve(x, flow)
         log_prob = by_probe.mean(dim=0)
         some = x[:check]
-        noise = NoiseStream(stream(seed, "truncation"), range(first_index, first_index + len(some)))
         flow = AngularFlow(denoiser.given(_first(conditions, check), len(some))) if check else flow
-        solver, truncation = _checked(solve, flow, some, log_prob[:check], times[0], noise)
+        solver, truncation = _checked(partial(solve, some, flow), flow, some, log_prob[:check], t_start)
         std_error = _std_error(by_probe, divergence == "exact")
     budget = _budget(denoiser, x, std_error, solver, truncation, len(some))
     return LikelihoodResult(log_prob, std_error, latent, solution.nfe, solution.reasons(), budget)
@@ -251,28 +261,71 @@ def _std_error(by_probe: Tensor, exact: bool) -> Tensor:
 
 
 def _checked(
-    solve: Callable[..., tuple[ODESolution, Tensor, Tensor]],
+    solve: Callable[..., _Solved],
     flow: AngularFlow,
     some: Tensor,
     log_prob: Tensor,
-    t_start: Tensor,
-    noise: NoiseStream,
+    t_start: float,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the errors of the solver and of the truncation, measured on some samples; NaN without any.
 
     Args:
-        log_prob: what was found of those samples.
-        noise: of those samples.
+        solve: solves those samples, ``tighter`` or from another ``start``.
+        log_prob: what was found of them.
     """
     if not len(some):
         return (math.nan, math.nan), (math.nan, math.nan)
-    _, tighter, _ = solve(some, 0.1, flow)
-    noisy, term = truncation_term(flow.denoiser, some, t_start, noise(some))
-    _, from_noisy, _ = solve(noisy, 1.0, flow)
-    return (
-        mean_and_error(tighter.mean(dim=0) - log_prob),
-        mean_and_error(from_noisy.mean(dim=0) + term - log_prob),
-    )
+
+    def gain(start: float) -> Tensor:
+        """Return log p_start − log p_{t_min}, (B,)."""
+        return solve(start=start)[1].mean(dim=0) - log_prob
+
+    tighter = mean_and_error(solve(tighter=0.1)[1].mean(dim=0) - log_prob)
+    return tighter, mean_and_error(_truncation(gain, flow.denoiser, t_start, some.dtype == torch.float64))
+
+
+def _truncation(gain: Callable[[float], Tensor], denoiser: AbstractDenoiser, t_start: float, wide: bool) -> Tensor:
+    """Return log p − log p_{t_min} of samples, (B,).
+
+    From a tenth of the noise, or that of ``T_MIN`` if it is less, little is missing. Where the network knows no time
+    with so little, a power of the variance is fitted to log p at two and four times that of t_min: its mean is of
+    second order where the noise is small beside the data, E[Δ log p + |∇ log p|²] = 0, and of lower where it is not.
+    """
+    sde = denoiser.sde
+
+    def ratio(t: float) -> float:
+        level = sde.at(t)
+        return float(torch.as_tensor(level.ratio))
+
+    def time_at(noise: float) -> float:
+        return float(denoiser.round_t(torch.tensor(_time_of(sde, noise), dtype=torch.float64)))
+
+    lower = time_at(max(min(0.1 * ratio(t_start), ratio(T_MIN)), LEAST_NOISE[wide]))
+    if ratio(lower) <= 0.5 * ratio(t_start):
+        return gain(lower)
+    two, four = (max(time_at(math.sqrt(factor) * ratio(t_start)), t_start) for factor in (2.0, 4.0))
+    one, second, third = (ratio(t) ** 2 for t in (t_start, two, four))
+    if not one < second < third < math.inf:
+        return torch.full_like(gain(t_start), math.nan)
+    near, far = gain(two), gain(four)
+    wanted = float((far - near).mean() / near.mean())
+
+    def growth(power: float) -> float:
+        grown: float = (third**power - second**power) / (second**power - one**power)
+        return grown
+
+    low, high = 0.05, 2.5
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if growth(middle) < wanted else (low, middle)
+    share: float = one**low / (second**low - one**low)
+    return -share * near
+
+
+def _time_of(sde: SDE, noise: float) -> float:
+    """Return the time at which σ/α is ``noise``, no more than halfway to T."""
+    log_snr = torch.tensor(-2.0 * math.log(noise), dtype=torch.float64)
+    return min(float(sde.time_of_log_snr(log_snr)), 0.5 * sde.T)
 
 
 def _budget(
@@ -330,7 +383,7 @@ def choose_tolerance(denoiser: AbstractDenoiser, x: Tensor, num_samples: int, **
     require(len(x) >= 2, "x", f"{len(x)} samples", "at least 2, to measure their spread")
     require_int("num_samples", num_samples, 1)
 
-    @functools.cache
+    @cache
     def at(rung: int) -> Tensor:
         value = TOLERANCES[rung]
         return log_likelihood(denoiser, x, **{**options, "rtol": value, "atol": value, "check": 0}).log_prob

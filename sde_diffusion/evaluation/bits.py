@@ -174,7 +174,7 @@ def error_budget(result: dict[str, Any]) -> list[Line]:
         ("probes", *_share(budget["probes"], f"one probe {one}", "exact divergence")),
         ("solver", _signed(budget["solver"]), f"change at a tenth of the tolerance, {pilot}"),
         ("prior", f"at most {budget['prior']:.1e}", "KL(p_T ‖ prior)"),
-        ("truncation", _signed(budget["truncation"]), f"the bound through t_min against the figure, {pilot}"),
+        ("truncation", _signed(budget["truncation"]), f"from less noise than at t_min, against the figure, {pilot}"),
         ("dequantisation", *_share(budget["dequantisation"], f"one draw {one}", "continuous data")),
     ]
 
