@@ -14,6 +14,7 @@ from torch import Tensor
 import samplers
 import sde_diffusion as sd
 from sde_diffusion.evaluation.verification import check_mixture, three_modes
+from sde_diffusion.noise import stream
 from sde_diffusion.ops import add_scaled_, sqrt
 from sde_diffusion.types import Callback, NoiseFn
 
@@ -69,12 +70,12 @@ def test_a_half_is_a_bridge() -> None:
 
 
 def test_fresh_noise_where_there_is_no_interval() -> None:
-    """It is that of the stream under the same seed, and knows nothing of the path."""
+    """It is that of a stream of its own under the same seed, and knows nothing of the path."""
     path, x, level = sd.BrownianPath(3, range(2)), torch.empty(2, 20_000), SDE.at(0.4)
     first, second = path(x, level, level), path(x, level, SDE.at(0.4))
-    stream = sd.NoiseStream(3, range(2))
-    assert torch.equal(first, stream(x))
-    assert torch.equal(second, stream(x))
+    beside = sd.NoiseStream(stream(3, "noise beside a path"), range(2))
+    assert torch.equal(first, beside(x))
+    assert torch.equal(second, beside(x))
     flat = torch.cat([first, second, path(x, SDE.at(0.9), level), path(x, level, SDE.at(0.1))])
     assert (torch.corrcoef(flat) - torch.eye(8)).abs().max() < 5 / math.sqrt(20_000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def test_it_is_swept_scored_and_reported(early: Path) -> None:
     few = ["--num_images=2", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--device=cpu"]
     assert run("likelihood", early, *few) == 0
     then, now = (read_record(w / "likelihood.json")["bits_per_dim"] for w in (EARLY, early))
-    for name, figure in then.items():
-        assert now[name]["mean"] == pytest.approx(figure["mean"], abs=1e-4)
+    for (
+        name,
+        figure,
+    ) in then.items():  # with other random numbers: each is of two images, whose errors are small numbers
+        assert abs(now[name]["mean"] - figure["mean"]) < 8.0 * math.hypot(now[name]["std_error"], figure["std_error"])
     assert run("report", early) == 0
     assert "FD-digits" in (early / "report.html").read_text()
