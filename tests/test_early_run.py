@@ -80,7 +80,7 @@ def test_it_is_swept_scored_and_reported(early: Path) -> None:
     for (
         name,
         figure,
-    ) in then.items():  # with other random numbers: each is of two images, whose errors are small numbers
+    ) in then.items():  # with other random numbers, of two images each
         assert abs(now[name]["mean"] - figure["mean"]) < 8.0 * math.hypot(now[name]["std_error"], figure["std_error"])
     assert run("report", early) == 0
     assert "FD-digits" in (early / "report.html").read_text()
