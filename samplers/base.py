@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoisers import AbstractDenoiser, counted
+from sde_diffusion.denoisers import AbstractDenoiser, counted, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import clock_dtype, host_bool
@@ -161,7 +161,8 @@ class Sampler(ABC):
             seed: whole number ≥ 0.
             first_index: number of the first sample; the second batch of 64 has 64.
             device: where to sample; by default the denoiser's.
-            dtype: dtype of the state.
+            dtype: of the state, torch.float32 or torch.float64: fewer digits do not hold what steps add. A network
+                computes in its own.
             callback: ``callback(step, t, x)`` with times (B,), called before the first step and after each.
             conditions: what to condition on, such as ``classes``: one a sample, (B, *), or one number for all.
 
@@ -172,6 +173,7 @@ class Sampler(ABC):
         ok = len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
         require_int("first_index", first_index, 0)
+        require(dtype in (torch.float32, torch.float64), "dtype", dtype, "torch.float32 or torch.float64")
         noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
         where = denoiser.device if device is None else torch.device(device)
         start = torch.empty(*shape, device=where, dtype=dtype)
@@ -210,7 +212,7 @@ class Sampler(ABC):
     ) -> SampleResult:
         """Integrate, denoise, count, and refuse what is not finite."""
         asked = denoiser.given(conditions, len(x))
-        with counted() as evaluations:
+        with counted() as evaluations, evaluating(denoiser):
             path = integrate(asked, x, noise, callback)
             x, times = path.x, path.times
             if self.denoise:

@@ -220,8 +220,9 @@ class Denoiser(AbstractDenoiser):
 
     Args:
         net: a module or a function, called as ``net(x, label, **conditions)`` with ``x`` (B, *) and ``label`` (B,) in
-            ``x``'s dtype; returns (B, *), or (B, 2C, *) for C channels: the second half then is the learned range of
-            the reverse variance, ``variance_fraction`` = (output + 1)/2 (Nichol & Dhariwal 2021, arXiv:2102.09672).
+            its own dtype, whatever the state's; returns (B, *), or (B, 2C, *) for C channels: the second half then is
+            the learned range of the reverse variance, ``variance_fraction`` = (output + 1)/2 (Nichol & Dhariwal 2021,
+            arXiv:2102.09672).
         sde: the forward SDE.
         prediction: "x0", "eps", "v", "score", "velocity" or "edm".
         noise_label: a :class:`NoiseLabel`, or the name of one; by default −λ/8 with λ = log SNR, of unit size.
@@ -264,7 +265,8 @@ class Denoiser(AbstractDenoiser):
         label = per_sample(self.noise_label(level, self.sde.T), x)
         level = level.like(x)
         seen = x if self.sigma_data is None else x / _size(level, self.sigma_data)
-        raw = self.net(seen, label, **conditions)
+        own = _dtype(self.net, x)
+        raw = self.net(seen.to(own), label.to(own), **conditions).to(x.dtype)
         count_evaluation(x.shape[0])
         raw, fraction = (raw, None) if raw.shape == x.shape else _halves(raw, x)
         if self.sigma_data is None or self.prediction != "edm":
@@ -299,6 +301,25 @@ class Denoiser(AbstractDenoiser):
             low, high = int(classes.min()), int(classes.max())
             bad = low if low < 0 else high
             require(low >= 0 and high < count, "classes", bad, f"a class from 0 to {count - 1}")
+
+
+def _dtype(net: Callable[..., Tensor], x: Tensor) -> torch.dtype:
+    """Return the dtype that a network computes in, that of its first parameter; of a function, the state's."""
+    first = next(net.parameters(), x) if isinstance(net, nn.Module) else x
+    return first.dtype if first.is_floating_point() else x.dtype
+
+
+@contextmanager
+def evaluating(denoiser: nn.Module) -> Iterator[None]:
+    """Run what is within in evaluation mode, without dropout, each module's mode restored after."""
+    training = [module for module in denoiser.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _size(level: NoiseLevel, sigma_data: float) -> Number:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.bounds import prior_kl
-from sde_diffusion.denoisers import AbstractDenoiser
+from sde_diffusion.denoisers import AbstractDenoiser, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
@@ -130,10 +130,10 @@ def _check(
 ) -> float:
     """Check the arguments and return the time to start at."""
     require(
-        isinstance(x, Tensor) and x.ndim >= 2 and x.numel() > 0 and x.is_floating_point(),
+        isinstance(x, Tensor) and x.ndim >= 2 and x.numel() > 0 and x.dtype in (torch.float32, torch.float64),
         "x",
         tuple(x.shape) if isinstance(x, Tensor) else x,
-        "floating-point samples of shape (B, *)",
+        "samples of shape (B, *), float32 or float64",
     )
     broken = int((~torch.isfinite(x)).sum())
     require(broken == 0, "x", f"{broken} of {x.numel()} numbers NaN or infinite", "finite numbers")
@@ -236,7 +236,7 @@ def log_likelihood(
         options = {"rtol": tighter * rtol, "atol": tighter * atol, "method": method, "max_steps": max_steps}
         return _solve(flow, x, directions, divergence == "exact", times, options)
 
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(denoiser):
         solution, by_probe, latent = solve(x, flow)
         log_prob = by_probe.mean(dim=0)
         some = x[:check]

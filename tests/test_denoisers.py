@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import samplers
 import sde_diffusion as sd
 from sde_diffusion.labels import NOISE_LABELS, Index, LogSigma, ReversedIndex, Scaled
 from sde_diffusion.predictions import VIEWS, Prediction
@@ -95,3 +96,60 @@ def test_bad_input(options: dict[str, object], match: str) -> None:
         sd.Denoiser(lambda x, t: x, **arguments)  # type: ignore[arg-type]
     with pytest.raises(sd.InputError, match="scale=0"):
         NOISE_LABELS.build("scaled", scale=0.0)
+
+
+class Dropped(nn.Module):
+    """ε̂ = x/2 with half of it dropped in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.dropout = nn.Parameter(torch.tensor(0.5)), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.scale * x)
+        return out
+
+
+def test_draws_and_likelihoods_are_without_dropout_and_restore_the_mode() -> None:
+    net = Dropped().train()
+    net.dropout.eval()  # a mode of its own, which is kept
+    frozen = sd.Denoiser(net, sd.VPSDE())
+    net.dropout.train()
+    denoiser = sd.Denoiser(net, sd.VPSDE())
+    draws = [samplers.build("ddim", num_steps=5).draw(denoiser, (4, 3), seed=0).x for _ in range(2)]
+    assert torch.equal(*draws)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    scores = [sd.log_likelihood(denoiser, x, check=0).log_prob for _ in range(2)]
+    assert torch.equal(*scores)
+    assert net.training
+    assert net.dropout.training
+
+    def stop(step: int, t: Tensor, x: Tensor) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        samplers.build("ddim", num_steps=5).draw(denoiser, (4, 3), callback=stop)
+    assert net.dropout.training
+    net.dropout.eval()
+    samplers.build("ddim", num_steps=2).draw(frozen, (4, 3))
+    assert net.training
+    assert not net.dropout.training
+
+
+def test_a_network_computes_in_its_own_dtype() -> None:
+    """float64 states through a float32 network agree with float32 states to its rounding; fewer digits are refused."""
+    denoiser = sd.Denoiser(Dropped(), sd.VPSDE())
+    draw = samplers.build("ddim", num_steps=20).draw
+    wide, narrow = (draw(denoiser, (64, 3), seed=0, dtype=dtype).x for dtype in (torch.float64, torch.float32))
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), narrow, rtol=1e-4, atol=1e-5)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    scores = [sd.log_likelihood(denoiser, v, divergence="exact", check=0, t_min=1e-4).log_prob for v in (x, x.double())]
+    torch.testing.assert_close(*scores, rtol=0.0, atol=5e-3)
+    half = sd.Denoiser(Dropped().to(torch.bfloat16), sd.VPSDE())
+    assert draw(half, (4, 3)).x.dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(sd.InputError, match=r"dtype=torch\.(b?float16): expected torch\.float32 or torch\.float64"):
+            draw(denoiser, (4, 3), dtype=dtype)
+        with pytest.raises(sd.InputError, match="float32 or float64"):
+            sd.log_likelihood(denoiser, x.to(dtype))

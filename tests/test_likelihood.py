@@ -299,7 +299,7 @@ def test_a_failed_solve_is_marked_and_the_others_finish(how: str, reason: str) -
     [
         ({"x": torch.tensor([[math.nan, 0.0]])}, "1 of 2 numbers NaN or infinite"),
         ({"x": torch.zeros(3)}, r"x=\(3,\)"),
-        ({"x": torch.zeros(2, 2, dtype=torch.uint8)}, "floating-point"),
+        ({"x": torch.zeros(2, 2, dtype=torch.uint8)}, "float32 or float64"),
         ({"x": torch.zeros(0, 2)}, r"x=\(0, 2\)"),
         ({"divergence": "skilling"}, "divergence='skilling'"),
         ({"probes": 0}, "probes=0"),
