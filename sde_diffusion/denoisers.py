@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -251,6 +251,8 @@ class Denoiser(AbstractDenoiser):
         if sigma_data is not None:
             require_float("sigma_data", sigma_data, 0.0, open_low=True)
         self.net = net
+        # Of whose dtype the network's input is; looked for once, for at every evaluation it would take 6 µs.
+        self._first = tuple(islice(net.parameters(), 1)) if isinstance(net, nn.Module) else ()
         self.prediction = prediction
         self.noise_label = NOISE_LABELS.build(noise_label) if isinstance(noise_label, str) else noise_label or LogSNR()
         self.sigma_data = 0.5 if sigma_data is None and prediction == "edm" else sigma_data
@@ -265,7 +267,7 @@ class Denoiser(AbstractDenoiser):
         label = per_sample(self.noise_label(level, self.sde.T), x)
         level = level.like(x)
         seen = x if self.sigma_data is None else x / _size(level, self.sigma_data)
-        own = _dtype(self.net, x)
+        own = self._first[0].dtype if self._first else x.dtype
         raw = self.net(seen.to(own), label.to(own), **conditions).to(x.dtype)
         count_evaluation(x.shape[0])
         raw, fraction = (raw, None) if raw.shape == x.shape else _halves(raw, x)
@@ -301,12 +303,6 @@ class Denoiser(AbstractDenoiser):
             low, high = int(classes.min()), int(classes.max())
             bad = low if low < 0 else high
             require(low >= 0 and high < count, "classes", bad, f"a class from 0 to {count - 1}")
-
-
-def _dtype(net: Callable[..., Tensor], x: Tensor) -> torch.dtype:
-    """Return the dtype that a network computes in, that of its first parameter; of a function, the state's."""
-    first = next(net.parameters(), x) if isinstance(net, nn.Module) else x
-    return first.dtype if first.is_floating_point() else x.dtype
 
 
 @contextmanager
