@@ -185,3 +185,22 @@ def test_samples_and_likelihoods_are_in_the_units_of_the_data(tmp_path: Path) ->
     quick: dict[str, Any] = {"divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "check": 0}
     one, other = runs[0].likelihood(x, **quick).log_prob, runs[1].likelihood(50.0 * x + 100.0, **quick).log_prob
     torch.testing.assert_close(other, one - 2.0 * math.log(50.0), rtol=0.0, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("sde", "scale", "told"),
+    [
+        (sd.VPSDE(), 1.0, False),
+        (sd.VESDE(0.01, 50.0), 1.0, False),
+        (sd.CosineVPSDE(), 1.0, False),
+        (sd.DDPMChain.linear(100), 1.0, True),  # betas made for a thousand steps
+        (sd.VESDE(0.01, 2.0), 1.0, True),
+        (sd.VPSDE(), 128.0, True),  # data in 0 … 255
+    ],
+)
+def test_a_prior_that_the_noise_does_not_reach_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sde: sd.SDE, scale: float, told: bool
+) -> None:
+    sd.fit(Net(), scale * points(), sde=sde, steps=2, batch_size=4, workdir=tmp_path, codec="identity", **QUIET)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "samples will be of another law" in line]
+    assert len(lines) == told

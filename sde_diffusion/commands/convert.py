@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -12,6 +13,7 @@ from sde_diffusion.commands.flags import require_workdir
 from sde_diffusion.errors import require
 from sde_diffusion.files import new_folder, provenance
 from sde_diffusion.pretrained import read_source
+from sde_diffusion.runs.prior import warn_of_prior
 from sde_diffusion.stored_config import chosen
 from sde_diffusion.terminal import say
 from sde_diffusion.training import checkpoints
@@ -45,6 +47,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     with new_folder(workdir) as part:
         checkpoints.save(part, state, keep=1, settings=settings)
         write_settings(part, settings)
+    warn_of_prior(configuration.build_sde(source.config), torch.ones(1, *source.shape))
     size = sum(p.numel() for p in network.parameters())
     told = getattr(network, "num_classes", 0) and not getattr(network, "null_class", False)
     say(

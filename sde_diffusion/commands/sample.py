@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from absl import flags
 from ml_collections import ConfigDict
 from torch import Tensor
@@ -14,6 +15,7 @@ from sde_diffusion.commands.flags import (
 )
 from sde_diffusion.data.npz import read_conditions
 from sde_diffusion.errors import require
+from sde_diffusion.runs.prior import warn_of_prior
 from sde_diffusion.runs.sample import save_samples
 from sde_diffusion.terminal import say
 
@@ -42,6 +44,7 @@ def _conditions(path: str, num_samples: int) -> dict[str, Tensor]:
 def run(values: flags.FlagValues, config: ConfigDict) -> None:
     """Draw samples and write the grid, the arrays and, if asked for, the strip."""
     opened = open_configured(values, config)
+    warn_of_prior(opened.denoiser.sde, torch.ones(1, *opened.shape))
     drawn = opened.sample(
         values.sampler,
         num_steps=values.steps,

@@ -24,6 +24,7 @@ from sde_diffusion.registry import hint
 from sde_diffusion.runs.batches import TrainingBatches
 from sde_diffusion.runs.given import as_dataset, describe_data, describe_sde
 from sde_diffusion.runs.open import load_run, pick_device, read_codec
+from sde_diffusion.runs.prior import warn_of_prior
 from sde_diffusion.runs.run import Run
 from sde_diffusion.sdes import SDE
 from sde_diffusion.stored_config import chosen, differences, load_config, merge
@@ -33,6 +34,9 @@ from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import TrainingOptions, make_optimizer, train
 from sde_diffusion.training.settings import GIVEN, is_run, read_settings, write_settings
+
+SOME = 1000
+"""Examples whose size is looked at."""
 
 
 def train_run(
@@ -69,6 +73,7 @@ def train_run(
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
     batch = TrainingBatches(dataset, codec, options, config.seed, names)
+    warn_of_prior(denoiser.sde, codec.encode(dataset.train[:SOME])[0])
     size = sum(p.numel() for p in network.parameters())
     told = f", told {', '.join(names)}" if names else ""
     of = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
