@@ -213,13 +213,3 @@ class TorchSDEReverse:
     def f_and_g_prod(self, u: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and product together."""
         return self.f(u, y), self.g_prod(u, y, v)
-
-
-class TorchSDEReverseDiagonal(TorchSDEReverse):
-    """The same for schemes that need the diffusion itself (reversible Heun): a diagonal."""
-
-    noise_type = "diagonal"
-
-    def g(self, u: Tensor, y: Tensor) -> Tensor:
-        """Diffusion √h g, shape (B, D)."""
-        return y.new_ones(y.shape) * self.scale(u)

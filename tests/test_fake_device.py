@@ -140,7 +140,7 @@ def test_every_sampler_stays_on_the_device(sde_name: str, name: str, fake_cuda: 
 
 
 OPTIONS = [
-    *({"name": "torchsde", "method": m} for m in ("euler", "milstein", "heun", "midpoint", "reversible_heun")),
+    *({"name": "torchsde", "method": m} for m in ("euler", "milstein", "heun", "midpoint")),
     {"name": "pc", "step_rule": "batch_norms"},
     {"name": "pc", "predictor": "ancestral", "corrector_steps": 2},
     {"name": "ddim", "eta": 1.0},
