@@ -187,6 +187,53 @@ def test_grids_and_strips_draw_vectors_as_points(tmp_path: Path, drawn: list[Any
         whole(tmp_path / f"{name}.png")
 
 
+def test_strips_draw_series_as_lines_on_one_scale(tmp_path: Path, drawn: list[Any]) -> None:
+    states = [normals(5, 2, 16, seed=i) * (8 - i) for i in range(8)]
+    save_strip(tmp_path / "strip.png", states, [1.0 - i / 8 for i in range(8)])
+    whole(tmp_path / "strip.png")
+    (axes,) = drawn
+    assert len(axes) == 12  # two rows of six, four of them empty
+    assert [axis.get_title() for axis in axes[:3]] == ["t = 1", "t = 0.875", "t = 0.75"]
+    assert "3 of 5 series, first of 2 channels" in axes[0].figure.get_suptitle()
+    for axis, state in zip(axes[:8], states, strict=True):
+        assert [len(line.get_ydata()) for line in axis.lines] == [16, 16, 16]
+        for line, one in zip(axis.lines, state, strict=False):
+            assert np.array_equal(line.get_ydata(), one[0].double().numpy())
+        assert axis.get_ylim() == axes[0].get_ylim()
+    low, high = axes[0].get_ylim()
+    few = torch.stack(states)[:, :3, 0]
+    assert low < float(few.min()) < float(few.max()) < high
+    assert not any(axis.axison for axis in axes[8:])
+
+
+def test_strips_draw_middle_slices_of_volumes(tmp_path: Path, drawn: list[Any]) -> None:
+    states = [normals(5, 2, 3, 4, 8, seed=i) for i in range(3)]
+    save_strip(tmp_path / "strip.png", states, [1.0, 0.5, 0.0])
+    whole(tmp_path / "strip.png")
+    axis = drawn[0][0]
+    wall = np.asarray(axis.images[0].get_array().filled(np.nan))
+    assert wall.shape == (4 * 5 - 1, 3 * 9 - 1)  # four volumes below one another, a column a time
+    assert np.array_equal(wall[5:9, 18:], states[2][1, 0, 1].double().numpy())
+    assert np.isnan(wall[4]).all()
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["t = 1", "t = 0.5", "t = 0"]
+    assert axis.get_xlabel() == "slice 2 of 3, first of 2 channels"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 16), (1, 2, 2, 2)])
+def test_strips_of_one_time_and_of_no_difference_are_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_strip(tmp_path / "strip.png", [torch.zeros(1, *shape)], [0.5])
+    whole(tmp_path / "strip.png")
+
+
+def test_strips_of_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    for shape in ((2, 16), (1, 2, 2, 2)):
+        with pytest.raises(sd.InputError, match=r"states: \d+ of its \d+ numbers are NaN or infinite"):
+            save_strip(tmp_path / "strip.png", [torch.full((3, *shape), math.nan)], [0.5])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("metrics", "mark"), [((0.5, 0.02), None), ((0.5, -0.02), 0.01), ((0.5, 0.02), -0.01), ((0.0,), 0)]
 )
