@@ -102,8 +102,8 @@ def series(length: int = 64) -> Law:
 
 
 def volumes(side: int = 8) -> Law:
-    """A stationary field whose correlation exp(−|Δ|/1.5) falls along each side."""
-    along = decay(side, 1.5)
+    """A stationary field whose correlation exp(−|Δ|) falls along each side."""
+    along = decay(side, 1.0)
     d = side**3
     return Law((1, side, side, side), np.full(d, 40.0), np.full(d, 5.0), np.kron(np.kron(along, along), along))
 
@@ -194,7 +194,7 @@ def test_series(tmp_path: Path) -> None:
     law = series()
     workdir = train("series", law, tmp_path)
     run, length = sd.open_run(workdir), law.shape[1]
-    x = sample(workdir, 1000)
+    x = sample(workdir, 600)
     waves = np.fft.rfft(np.eye(length))
     blocks = law.correlation.reshape(2, length, 2, length)
     # Of finite series: E|Σ x_l e^(−2πi f l)|², the ends and all.
@@ -225,7 +225,7 @@ def test_volumes(tmp_path: Path) -> None:
     run, side = sd.open_run(workdir), law.shape[1]
     x = sample(workdir, 500)
     waves = np.fft.fft(np.eye(side))
-    along = np.einsum("lf,lm,mf->f", waves.conj(), decay(side, 1.5), waves).real
+    along = np.einsum("lf,lm,mf->f", waves.conj(), decay(side, 1.0), waves).real
     power = np.einsum("i,j,k->ijk", along, along, along)
     folded = np.minimum(np.arange(side), side - np.arange(side))
     shell = folded[:, None, None] + folded[:, None] + folded

@@ -145,6 +145,18 @@ def test_spectra_of_waves_are_the_closed_form(tmp_path: Path, drawn: list[Any]) 
     assert noise.get_ydata() == pytest.approx(np.full(16, 0.25), rel=5.0 * math.sqrt(2.0 / 4000.0))
 
 
+def test_labels_of_spectra_do_not_overlap(tmp_path: Path, drawn: list[Any]) -> None:
+    """Over two powers of ten and more these alone are labelled; in between 1, 2, … times a power of ten."""
+    steep, flat = normals(200, 1, 64).cumsum(dim=-1), normals(200, 1, 64)
+    for name, x in (("steep", steep), ("flat", flat)):
+        save_examples(tmp_path / f"{name}.png", x, x)
+    for axes, labelled in zip(drawn, (False, True), strict=True):
+        axes[-1].figure.canvas.draw()
+        low, high = axes[-1].get_ylim()
+        assert (high < 20.0 * low) == labelled
+        assert any(label.get_text() for label in axes[-1].get_yticklabels(minor=True)) == labelled
+
+
 def test_volumes_lie_above_those_of_the_data(tmp_path: Path, drawn: list[Any]) -> None:
     samples, data = normals(3, 1, 4, 8, 8), normals(20, 1, 4, 8, 8, seed=1)
     save_examples(tmp_path / "volumes.png", samples, data)

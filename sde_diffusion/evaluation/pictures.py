@@ -328,12 +328,14 @@ def _save_series(path: Path, found: _Sets, names: Sequence[str]) -> None:
             axis.set_xlabel("step", fontsize=9)
         axes[-1].set_xlabel("cycles per step", fontsize=9)
         axes[panels - 1].legend(fontsize=8)
-        if len(names) > 1:
+        if rows < len(names):
             axes[0].figure.suptitle(f"{rows} of {len(names)} channels", fontsize=10)
 
 
 def _draw_spectra(axis: Any, found: _Sets) -> None:
     """Draw the mean of |Σ x_l e^(−2πi f l)|²/L of series (N, L) over f = 1/L … 1/2, both axes logarithmic."""
+    from matplotlib.ticker import NullFormatter
+
     positive = False
     for name, x in found.items():
         frequency = np.fft.rfftfreq(x.shape[1])[1:]
@@ -349,10 +351,13 @@ def _draw_spectra(axis: Any, found: _Sets) -> None:
         logarithmic(axis.xaxis)
     if positive:
         axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        if high > 20.0 * low:  # there is a power of ten, or more, and labels between them would overlap
+            axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_yticks([])
         axis.text(0.5, 0.5, "constant", transform=axis.transAxes, ha="center", fontsize=9)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(which="both", labelsize=7)
     axis.grid(alpha=0.3)
 
 
