@@ -19,7 +19,10 @@ VARIANTS = {path: runpy.run_path(str(path)).get("VARIANTS", []) for path in sort
 NAMES = [
     name for path, variants in VARIANTS.items() for name in ([f"{path.name}:{v}" for v in variants] or [path.name])
 ]
-CHAINS = {"vp-ddpm": "ddpm"}
+OTHER_SDES = {"vp-ddpm": "ddpm", "vectors": "vp", "series": "vp", "volumes": "vp"}
+"""SDEs of variants that do not begin with their name."""
+SHAPES = {"vectors": (5,), "series": (2, 64), "volumes": (1, 8, 8, 8)}
+"""Of data that everybody brings along."""
 PARAMETERS = {
     "vp-ddpm": 35_218_947,
     "vp-ddpmpp": 61_804_419,
@@ -42,12 +45,12 @@ PARAMETERS = {
 def test_config_builds(name: str) -> None:
     config, variant = config_file(f"{CONFIGS}/{name}"), name.partition(":")[2]
     with torch.device("meta"):
-        network = configuration.build_network(config)
+        network = configuration.build_network(config, SHAPES.get(variant))
     denoiser = configuration.build_denoiser(config, network)
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)
     options = configuration.build_training(config)
-    assert config.sde.name == CHAINS.get(variant, variant.partition("-")[0] or "vp")
+    assert config.sde.name == OTHER_SDES.get(variant, variant.partition("-")[0] or "vp")
     assert differences(config, configuration.default_config())
     if config.data.name != "cifar10":
         return
@@ -70,7 +73,9 @@ def test_every_network_of_the_papers_is_counted() -> None:
     assert set(VARIANTS[CONFIGS / "cifar10.py"]) == PARAMETERS.keys()
 
 
-@pytest.mark.parametrize(("file", "default"), [("cifar10.py", "vp-ddpmpp"), ("digits.py", "ddpm")])
+@pytest.mark.parametrize(
+    ("file", "default"), [("cifar10.py", "vp-ddpmpp"), ("digits.py", "ddpm"), ("continuous.py", "vectors")]
+)
 def test_a_file_without_a_variant_is_its_first_choice(file: str, default: str) -> None:
     plain, chosen = config_file(f"{CONFIGS}/{file}"), config_file(f"{CONFIGS}/{file}:{default}")
     assert differences(plain, chosen) == []
@@ -81,6 +86,7 @@ def test_a_file_without_a_variant_is_its_first_choice(file: str, default: str) -
     [
         ("cifar10.py:ve-ddpmpp", "variant='ve-ddpmpp': expected one of vp-ddpm, vp-ddpmpp, vp-ddpmpp-deep"),
         ("digits.py:", "variant='': expected one of ddpm, subvp, ve"),
+        ("continuous.py:images", "variant='images': expected one of vectors, series, volumes"),
         ("fashion_mnist.py:deep", "cannot be read: TypeError: get_config()"),
         ("nowhere.py:deep", "expected an existing Python file with a function get_config()"),
         ("nowhere.py", "FILE.py or FILE.py:VARIANT"),

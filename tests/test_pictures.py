@@ -145,6 +145,18 @@ def test_spectra_of_waves_are_the_closed_form(tmp_path: Path, drawn: list[Any]) 
     assert noise.get_ydata() == pytest.approx(np.full(16, 0.25), rel=5.0 * math.sqrt(2.0 / 4000.0))
 
 
+def test_labels_of_spectra_do_not_overlap(tmp_path: Path, drawn: list[Any]) -> None:
+    """Over two powers of ten and more these alone are labelled; in between 1, 2, … times a power of ten."""
+    steep, flat = normals(200, 1, 64).cumsum(dim=-1), normals(200, 1, 64)
+    for name, x in (("steep", steep), ("flat", flat)):
+        save_examples(tmp_path / f"{name}.png", x, x)
+    for axes, labelled in zip(drawn, (False, True), strict=True):
+        axes[-1].figure.canvas.draw()
+        low, high = axes[-1].get_ylim()
+        assert (high < 20.0 * low) == labelled
+        assert any(label.get_text() for label in axes[-1].get_yticklabels(minor=True)) == labelled
+
+
 def test_volumes_lie_above_those_of_the_data(tmp_path: Path, drawn: list[Any]) -> None:
     samples, data = normals(3, 1, 4, 8, 8), normals(20, 1, 4, 8, 8, seed=1)
     save_examples(tmp_path / "volumes.png", samples, data)
@@ -185,6 +197,53 @@ def test_grids_and_strips_draw_vectors_as_points(tmp_path: Path, drawn: list[Any
     save_grid(tmp_path / "pictures.png", normals(4, 1, 8, 8).clamp(-1.0, 1.0))
     for name in ("grid", "strip", "pictures"):
         whole(tmp_path / f"{name}.png")
+
+
+def test_strips_draw_series_as_lines_on_one_scale(tmp_path: Path, drawn: list[Any]) -> None:
+    states = [normals(5, 2, 16, seed=i) * (8 - i) for i in range(8)]
+    save_strip(tmp_path / "strip.png", states, [1.0 - i / 8 for i in range(8)])
+    whole(tmp_path / "strip.png")
+    (axes,) = drawn
+    assert len(axes) == 12  # two rows of six, four of them empty
+    assert [axis.get_title() for axis in axes[:3]] == ["t = 1", "t = 0.875", "t = 0.75"]
+    assert "3 of 5 series, first of 2 channels" in axes[0].figure.get_suptitle()
+    for axis, state in zip(axes[:8], states, strict=True):
+        assert [len(line.get_ydata()) for line in axis.lines] == [16, 16, 16]
+        for line, one in zip(axis.lines, state, strict=False):
+            assert np.array_equal(line.get_ydata(), one[0].double().numpy())
+        assert axis.get_ylim() == axes[0].get_ylim()
+    low, high = axes[0].get_ylim()
+    few = torch.stack(states)[:, :3, 0]
+    assert low < float(few.min()) < float(few.max()) < high
+    assert not any(axis.axison for axis in axes[8:])
+
+
+def test_strips_draw_middle_slices_of_volumes(tmp_path: Path, drawn: list[Any]) -> None:
+    states = [normals(5, 2, 3, 4, 8, seed=i) for i in range(3)]
+    save_strip(tmp_path / "strip.png", states, [1.0, 0.5, 0.0])
+    whole(tmp_path / "strip.png")
+    axis = drawn[0][0]
+    wall = np.asarray(axis.images[0].get_array().filled(np.nan))
+    assert wall.shape == (4 * 5 - 1, 3 * 9 - 1)  # four volumes below one another, a column a time
+    assert np.array_equal(wall[5:9, 18:], states[2][1, 0, 1].double().numpy())
+    assert np.isnan(wall[4]).all()
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["t = 1", "t = 0.5", "t = 0"]
+    assert axis.get_xlabel() == "slice 2 of 3, first of 2 channels"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 16), (1, 2, 2, 2)])
+def test_strips_of_one_time_and_of_no_difference_are_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_strip(tmp_path / "strip.png", [torch.zeros(1, *shape)], [0.5])
+    whole(tmp_path / "strip.png")
+
+
+def test_strips_of_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    for shape in ((2, 16), (1, 2, 2, 2)):
+        with pytest.raises(sd.InputError, match=r"states: \d+ of its \d+ numbers are NaN or infinite"):
+            save_strip(tmp_path / "strip.png", [torch.full((3, *shape), math.nan)], [0.5])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

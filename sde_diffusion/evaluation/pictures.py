@@ -19,6 +19,8 @@ SMALLEST = 32
 """Pictures below this side are enlarged by whole factors, so that 8×8 digits can be looked at."""
 MOST_COMPONENTS, MOST_CHANNELS, MOST_SERIES, MOST_VOLUMES = 6, 3, 3, 8
 """What is drawn of a vector, of a series, of a set of series and of a set of volumes."""
+STRIP_PANELS, STRIP_VOLUMES = 6, 4
+"""Panels of a row of a strip of series, and volumes of a strip of volumes."""
 MOST_POINTS, MOST_VALUES = 2000, 1_000_000
 """Points of a scatter plot, and values of a histogram, of either set; of more, as many at even distances."""
 CENTRAL = (0.005, 0.995)
@@ -58,17 +60,85 @@ def save_grid(path: Path, x: Tensor, columns: int | None = None) -> None:
 
 
 def save_strip(path: Path, states: Sequence[Tensor], times: Sequence[float]) -> None:
-    """Write the reverse process, one column a time: pictures of the states, or scatter plots of vectors.
+    """Write the reverse process, a column a time of pictures of the states, or of the middle slices of volumes.
+
+    Of series the first channel of a few is drawn, a panel a time; of all else a scatter plot of two components.
 
     Args:
         states: (N, *) each, scaled to about unit size.
         times: their times.
+
+    Raises:
+        InputError: if states of series or volumes are not finite.
     """
-    if is_picture(states[0].shape[1:]):
+    shape = states[0].shape[1:]
+    titles = [f"t = {t:.3g}" for t in times]
+    if is_picture(shape):
         stacked = torch.stack(list(states), dim=1)  # (N, times, …): a row a sample
         save_grid(path, stacked.flatten(0, 1), columns=len(states))
+    elif len(shape) == 2 and shape[1] > 1:
+        _save_series_strip(path, [_checked("states", x, shape) for x in states], titles)
+    elif len(shape) == 4:
+        _save_volume_strip(path, [_checked("states", x, shape) for x in states], titles)
     else:
-        _save_scatter(path, states, [f"t = {t:.3g}" for t in times])
+        _save_scatter(path, states, titles)
+
+
+def _save_series_strip(path: Path, states: Sequence[np.ndarray], titles: Sequence[str]) -> None:
+    """Draw the first channel of a few series (N, C, L) at each time, on one scale."""
+    few = [x[:MOST_SERIES, 0] for x in states]
+    limits = _limits({"states": np.stack(few)}, (0.0, 1.0))
+    panels = min(len(few), STRIP_PANELS)
+    rows = -(-len(few) // panels)
+    with figure(path, (2.4 * panels, 1.7 * rows + 0.5), panels, dpi=110, rows=rows) as axes:
+        for axis in axes[len(few) :]:
+            axis.axis("off")
+        for i, (axis, lines, title) in enumerate(zip(axes, few, titles, strict=False)):
+            for line, colour in zip(lines, COLOURS, strict=False):
+                axis.plot(line, color=colour, linewidth=0.9)
+            axis.set_ylim(*limits)
+            axis.set_title(title, fontsize=9)
+            _plain_ticks(axis.xaxis, labels=i + panels >= len(few))
+            _plain_ticks(axis.yaxis, labels=i % panels == 0)
+        of, channels = len(states[0]), states[0].shape[1]
+        told = f"{len(few[0])} of {of} series" + (f", first of {channels} channels" if channels > 1 else "")
+        axes[0].figure.suptitle(f"{told}, in model space at unit size", fontsize=9)
+
+
+def _save_volume_strip(path: Path, states: Sequence[np.ndarray], titles: Sequence[str]) -> None:
+    """Draw the middle slice of the first channel of a few volumes (N, C, D, H, W), a row each, at each time."""
+    channels, depth = states[0].shape[1:3]
+    slices = np.stack([x[:STRIP_VOLUMES, 0, depth // 2] for x in states], axis=1)  # (n, times, H, W): a row a sample
+    wall, _, centres = _wall(list(slices))
+    low, high = _limits({"states": slices})
+    width = 1.0 * len(states) + 0.2
+    with figure(path, (width, width * wall.shape[0] / wall.shape[1] + 0.6), dpi=110) as (axis,):
+        axis.imshow(wall, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        axis.set_xticks(centres, titles, fontsize=8)
+        axis.set_yticks([])
+        axis.xaxis.tick_top()
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        of = f", first of {channels} channels" if channels > 1 else ""
+        axis.set_xlabel(f"slice {depth // 2 + 1} of {depth}{of}", fontsize=8)
+
+
+def _wall(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, list[float], list[float]]:
+    """Lay slices out, rows of (n, H, W), n not always the same, with gaps of NaN.
+
+    Returns:
+        The wall, the middles of its rows, and those of its columns.
+    """
+    height, width = rows[0].shape[1:]
+    most, gap = max(map(len, rows)), max(1, width // 16)
+    wall = np.full((len(rows) * (height + gap) - gap, most * (width + gap) - gap), np.nan)
+    for row, slices in enumerate(rows):
+        top = row * (height + gap)
+        for column, one in enumerate(slices):
+            left = column * (width + gap)
+            wall[top : top + height, left : left + width] = one
+    middles = [row * (height + gap) + (height - 1) / 2.0 for row in range(len(rows))]
+    return wall, middles, [column * (width + gap) + (width - 1) / 2.0 for column in range(most)]
 
 
 def _save_scatter(path: Path, clouds: Sequence[Tensor], titles: Sequence[str]) -> None:
@@ -258,12 +328,14 @@ def _save_series(path: Path, found: _Sets, names: Sequence[str]) -> None:
             axis.set_xlabel("step", fontsize=9)
         axes[-1].set_xlabel("cycles per step", fontsize=9)
         axes[panels - 1].legend(fontsize=8)
-        if len(names) > 1:
+        if rows < len(names):
             axes[0].figure.suptitle(f"{rows} of {len(names)} channels", fontsize=10)
 
 
 def _draw_spectra(axis: Any, found: _Sets) -> None:
     """Draw the mean of |Σ x_l e^(−2πi f l)|²/L of series (N, L) over f = 1/L … 1/2, both axes logarithmic."""
+    from matplotlib.ticker import NullFormatter
+
     positive = False
     for name, x in found.items():
         frequency = np.fft.rfftfreq(x.shape[1])[1:]
@@ -279,26 +351,21 @@ def _draw_spectra(axis: Any, found: _Sets) -> None:
         logarithmic(axis.xaxis)
     if positive:
         axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        if high > 20.0 * low:  # there is a power of ten, or more, and labels between them would overlap
+            axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_yticks([])
         axis.text(0.5, 0.5, "constant", transform=axis.transAxes, ha="center", fontsize=9)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(which="both", labelsize=7)
     axis.grid(alpha=0.3)
 
 
 def _save_volumes(path: Path, found: _Sets) -> None:
     """Draw volumes (N, C, D, H, W): a row of middle slices of either set, samples above, and the law of all values."""
     few = {name: x[:MOST_VOLUMES, 0, x.shape[2] // 2] for name, x in reversed(found.items())}  # (n, H, W)
-    channels, depth, height, width = found["samples"].shape[1:]
-    most, gap = max(map(len, few.values())), max(1, width // 16)
-    wall = np.full((len(few) * (height + gap) - gap, most * (width + gap) - gap), np.nan)
-    middles = []
-    for row, slices in enumerate(few.values()):
-        top = row * (height + gap)
-        middles.append(top + (height - 1) / 2.0)
-        for column, one in enumerate(slices):
-            left = column * (width + gap)
-            wall[top : top + height, left : left + width] = one
+    channels, depth = found["samples"].shape[1:3]
+    wall, middles, _ = _wall(list(few.values()))
     low, high = _limits({name: few[name] for name in found})
     with figure(path, (12.0, 3.2), 2, dpi=110, widths=(2.9, 1.0)) as (axis, law):
         axis.imshow(wall, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
