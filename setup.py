@@ -67,5 +67,5 @@ setup(
         ]
     },
     cmdclass={"build_py": BuildWithCommit},
-    entry_points={"console_scripts": ["sde-diffusion = sde_diffusion.commands.main:main"]},
+    entry_points={"console_scripts": ["sde-diffusion = sde_diffusion.__main__:start"]},
 )

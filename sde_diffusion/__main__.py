@@ -1,8 +1,20 @@
-"""``python -m sde_diffusion`` is the same as ``sde-diffusion``."""
+"""``python -m sde_diffusion`` and the ``sde-diffusion`` command."""
+
+from __future__ import annotations
 
 import sys
 
-from sde_diffusion.commands.main import main
+
+def start() -> int:
+    """Run the command line; what it imports too is stopped by Ctrl-C in one line."""
+    try:
+        from sde_diffusion.commands.main import main
+
+        return main()
+    except KeyboardInterrupt:
+        print("sde-diffusion: stopped", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

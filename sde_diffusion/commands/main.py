@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -88,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, flags.Error) as error:
         print(f"sde-diffusion: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sde-diffusion: stopped; finished checkpoints and files are kept", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        text = str(stop) or "stopped; finished checkpoints and files are kept"
+        print(f"sde-diffusion: {text}", file=sys.stderr)
+        return 128 + int(getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `… | head` has what it wanted
         return 0

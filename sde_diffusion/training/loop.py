@@ -19,6 +19,7 @@ from sde_diffusion.objectives import Objective
 from sde_diffusion.records import as_line, read_lines
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.interrupts import Interrupts, Stopped
 from sde_diffusion.training.muon import Muon
 
 BatchFn = Callable[[int, NoiseStream], Examples]
@@ -162,6 +163,7 @@ def train(
 
     Raises:
         InputError: if the loss is not finite: names the step; the last checkpoint is kept.
+        Stopped: on Ctrl-C or SIGTERM, at the end of a step, which is saved.
     """
     from tqdm import tqdm
 
@@ -170,17 +172,23 @@ def train(
     progress = tqdm(total=options.num_steps, initial=state.step, unit="step", disable=quiet, desc="train")
     state.network.train()
     try:
-        while state.step < options.num_steps:
-            recent.append(_step(model, state, objective, batch, options, seed))
-            save = state.step == options.num_steps or state.step % options.checkpoint_every == 0
-            if save or state.step % options.log_every == 0:
-                mean = _mean_loss(recent, state.step, workdir)
-                log.write(state.step, {"loss": mean, "learning_rate": options.rate(state.step - 1)})
-                progress.update(len(recent))
-                progress.set_postfix(loss=f"{mean:.4f}")
-                recent.clear()
-            if save:
-                checkpoints.save(workdir, state, options.keep, settings)
+        with Interrupts() as interrupts:
+            while state.step < options.num_steps:
+                recent.append(_step(model, state, objective, batch, options, seed))
+                stopped = interrupts.number  # looked at once: what comes after this step waits for the next
+                due = state.step == options.num_steps or state.step % options.checkpoint_every == 0
+                save = due or stopped is not None
+                if save or state.step % options.log_every == 0:
+                    mean = _mean_loss(recent, state.step, workdir)
+                    log.write(state.step, {"loss": mean, "learning_rate": options.rate(state.step - 1)})
+                    progress.update(len(recent))
+                    progress.set_postfix(loss=f"{mean:.4f}")
+                    recent.clear()
+                if save:
+                    kept = checkpoints.save(workdir, state, options.keep, settings)
+                if stopped is not None:
+                    text = f"stopped at step {state.step}, saved in {kept}; the same command goes on from there"
+                    raise Stopped(text, stopped)
     finally:
         progress.close()
         log.close()
