@@ -47,7 +47,8 @@ def test_config_builds(name: str) -> None:
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)
     options = configuration.build_training(config)
-    assert config.sde.name == CHAINS.get(variant, variant.partition("-")[0] or "vp")
+    chain = name.startswith("guided_diffusion.py")
+    assert config.sde.name == ("ddpm" if chain else CHAINS.get(variant, variant.partition("-")[0] or "vp"))
     assert differences(config, configuration.default_config())
     if config.data.name != "cifar10":
         return

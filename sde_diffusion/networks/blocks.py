@@ -36,6 +36,7 @@ class Style:
         scale_shift: the code scales and shifts the normalised features, instead of being added before.
         head_width: channels of one attention head; 0 for one head of them all.
         heads: number of attention heads, in the place of their width; 0 for ``head_width``.
+        heads_first: the queries, keys and values of one head lie side by side, not those of all heads.
         dense: attention keeps its weights as matrices, not as 1×1 convolutions: one function, two forms of checkpoints.
         dims: number of sides of what is convolved: 1 for series, 2 for images, 3 for volumes.
 
@@ -53,6 +54,7 @@ class Style:
     scale_shift: bool = False
     head_width: int = 0
     heads: int = 0
+    heads_first: bool = False
     dense: bool = False
     dims: int = 2
 
@@ -110,11 +112,14 @@ class Attention(nn.Module):
         self.norm = nn.Identity() if groups is None else style.norm(channels, groups)
         self.qkv = Dense(channels, 3 * inner) if style.dense else style.conv(channels, 3 * inner, kernel=1)
         self.out = zero_init(Dense(inner, channels) if style.dense else style.conv(inner, channels, kernel=1))
-        self.scale = style.scale
+        self.scale, self.heads_first = style.scale, style.heads_first
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.qkv(self.norm(x)).flatten(2).mT  # (B, pixels, 3 · heads · d)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in pixels.chunk(3, dim=2))
+        if self.heads_first:
+            q, k, v = pixels.unflatten(2, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+        else:
+            q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in pixels.chunk(3, dim=2))
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, pixels, d)
         h = attended.transpose(1, 2).flatten(2).mT.reshape(len(x), -1, *x.shape[2:])
         return _mix(x, self.out(h), self.scale)

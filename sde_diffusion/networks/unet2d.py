@@ -51,6 +51,12 @@ def _require_middle(middle: str, divisor: float, groups: int) -> None:
     require_int("middle_groups", groups, -1)
 
 
+def _require_ends(padding: int, scale: float, shift: float) -> None:
+    require(padding in (0, 1), "padding", padding, "0 or 1")
+    for name, number in (("input_scale", scale), ("input_shift", shift)):
+        require_float(name, number)
+
+
 def _middle(width: int, style: Style, kind: str, divisor: float, groups: int) -> Middle:
     own = replace(style, scale=1.0 / divisor)
     norm = None if groups < 0 else groups
@@ -104,6 +110,8 @@ class UNet2D(ClassConditional):
             example, read as the time label is (of a "fourier" network the logarithm of it), or "code", a vector of
             ``code_width`` that is added to the time code.
         heads: number of attention heads on every level, in the place of their width; 0 for ``head_width``.
+        heads_first: the weights of attention have queries, keys and values of one head side by side.
+        waves: number of sines and cosines of the time; 0 for the first width.
         learned_variance: the output has twice the channels, the second half the range of the reverse variance.
         input_scale, input_shift: the network sees scale · x + shift.
 
@@ -135,6 +143,8 @@ class UNet2D(ClassConditional):
         null_class: bool = False,
         told: str = "classes",
         heads: int = 0,
+        heads_first: bool = False,
+        waves: int = 0,
         learned_variance: bool = False,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
@@ -144,9 +154,7 @@ class UNet2D(ClassConditional):
         down, up = require_kinds("down", down, len(widths)), require_kinds("up", up, len(widths))
         _require_middle(middle, middle_divisor, middle_groups)
         require_int("num_blocks", num_blocks, 1)
-        require(padding in (0, 1), "padding", padding, "0 or 1")
-        for name, number in (("input_scale", input_scale), ("input_shift", input_shift)):
-            require_float(name, number)
+        _require_ends(padding, input_scale, input_shift)
         style = Style(
             code_width=code_width or 4 * widths[0],
             dropout=dropout,
@@ -156,11 +164,13 @@ class UNet2D(ClassConditional):
             scale_shift=scale_shift,
             head_width=head_width,
             heads=heads,
+            heads_first=heads_first,
             dense=True,
         )
-        self.time = _time(embedding, widths[0], frequency_shift, style.code_width)
+        waves = waves or widths[0]
+        self.time = _time(embedding, waves, frequency_shift, style.code_width)
         self.embed_classes(num_classes, style.code_width, null_class)
-        self._read_told(told, (2 if embedding == "fourier" else 1) * widths[0], style.code_width)
+        self._read_told(told, (2 if embedding == "fourier" else 1) * waves, style.code_width)
         self.stem = conv(image_channels, widths[0])
 
         met = self._add_down(down, widths, image_channels, num_blocks, style, padding)

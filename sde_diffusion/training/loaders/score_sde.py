@@ -33,7 +33,7 @@ from sde_diffusion.networks.embeddings import GaussianFourier
 from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, FIRConvHalve
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.score_sde_description import read_description
-from sde_diffusion.training.loaders.tensor_files import problems_of, read_pickle
+from sde_diffusion.training.loaders.tensor_files import outline, problems_of, read_pickle, states
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[Tensor], int]:
@@ -171,7 +171,10 @@ class ScoreSDE(Loader):
     """A .pth file of score_sde_pytorch."""
 
     def recognises(self, path: Path) -> bool:
-        return path.is_file() and path.suffix == ".pth"
+        if not path.is_file() or path.suffix != ".pth":
+            return False
+        found = states(outline(path))
+        return found is None or any(name.startswith("all_modules.") for name in found[0])
 
     def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
         beside = path.with_suffix(".json")

@@ -19,7 +19,7 @@ from sde_diffusion.errors import InputError, require
 
 AVERAGED = ("ema", "model_ema", "ema_state_dict", "ema_model", "averaged")
 TRAINED = ("model", "state_dict", "model_state_dict", "net", "network", "unet", "weights")
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 def read_pickle(path: Path, kind: str, outline: bool = False) -> Any:
