@@ -26,11 +26,13 @@ class Source:
         pretrained: the weights.
         config: a whole configuration of ours.
         about: what a run stores of its data: shape and grey levels, and where it was one of ours, codec and names.
+        given: the path or name by which it was asked for.
     """
 
     pretrained: Pretrained
     config: ConfigDict
     about: dict[str, Any]
+    given: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +65,7 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     Raises:
         InputError: if no loader recognises it, it does not fit, or its data are of another shape than ``config.data``.
     """
+    given_path = str(path)
     if not path.exists() and str(path) in shipped.names():
         path = shipped.folder(str(path))
     known = f"an existing file or folder, or one of the package's runs: {', '.join(shipped.names())}"
@@ -91,7 +94,7 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
             resolved.data.image_folder.channels = shape[0]
             resolved.data.image_folder.image_size = shape[1] if shape[1] == shape[2] else shape[1:]
     configuration.require_data_shape(resolved, shape)
-    return Source(pretrained, resolved, about)
+    return Source(pretrained, resolved, about, given_path)
 
 
 def load_pretrained(
