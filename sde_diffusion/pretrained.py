@@ -111,8 +111,8 @@ def load_pretrained(
     here is one of :mod:`sde_diffusion.guidance` around the denoiser.
 
     Args:
-        path: a checkpoint of score_sde_pytorch, a folder of diffusers, a workdir of ours, or the name of a run that
-            comes with the package, "fashion_mnist".
+        path: a checkpoint of score_sde_pytorch or of guided diffusion, a folder of diffusers, a state dict of one of
+            our networks, a workdir of ours, or the name of a run that comes with the package, "fashion_mnist".
         config: a configuration, or a file with one such as ``configs/cifar10.py:ve-ncsnpp``, that describes the
             network, for a checkpoint that has no description with it.
         averaged: take the averaged weights; else those in training.

@@ -21,6 +21,7 @@ from sde_diffusion.commands.flags import config_file
 from sde_diffusion.commands.main import main
 from sde_diffusion.config import build_network, default_config
 from sde_diffusion.errors import InputError
+from sde_diffusion.networks import UNet2D
 from sde_diffusion.pretrained import read_source
 from tests.test_commands import refused
 from tests.test_configs import CONFIGS
@@ -202,6 +203,34 @@ def test_a_run_of_guided_diffusion(tmp_path: Path) -> None:
     opened = sd.open_run(run, device="cpu")
     assert opened.config.sampler.ancestral.variance == "predicted"
     assert opened.sample(num_steps=3, n=1, quiet=True).x.shape == (1, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "mults", "blocks", "classes", "millions"),
+    [
+        (64, 192, (1, 2, 3, 4), 3, 1000, 296),
+        (128, 256, (1, 1, 2, 3, 4), 2, 1000, 422),
+        (256, 256, (1, 1, 2, 2, 4, 4), 2, 1000, 554),
+    ],
+)
+def test_networks_of_the_paper_have_their_size(
+    size: int, width: int, mults: tuple[int, ...], blocks: int, classes: int, millions: int
+) -> None:
+    """Dhariwal & Nichol 2021, arXiv:2105.05233, Table 11, which rounds to a million."""
+    kinds = ["block+attention" if size >> level in (8, 16, 32) else "block" for level in range(len(mults))]
+    with torch.device("meta"):
+        network = UNet2D(
+            (3, size, size),
+            widths=[width * mult for mult in mults],
+            num_blocks=blocks,
+            down=kinds,
+            up=kinds[::-1],
+            head_width=64,
+            scale_shift=True,
+            num_classes=classes,
+            learned_variance=True,
+        )
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
 
 
 def test_the_time_is_told_out_of_a_thousand() -> None:

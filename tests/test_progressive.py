@@ -182,6 +182,13 @@ def checkpoint(folder: Path, stated: Stated, **changes: Any) -> Path:
     return folder / "checkpoint.pth"
 
 
+def test_it_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    stated = Stated("residual", "none", (1, 2), blocks=1, size=8)
+    stated(torch.rand(1, 3, 8, 8), torch.ones(1))
+    path = checkpoint(tmp_path, stated).rename(tmp_path / "checkpoint.pt")
+    assert isinstance(sd.load_pretrained(path).sde, sd.VESDE)
+
+
 @pytest.mark.parametrize("mults", [(1, 2), (1, 1, 2, 2)])
 @pytest.mark.parametrize(
     ("inputs", "outputs"), itertools.product(("none", "residual", "input_skip"), ("none", "output_skip"))

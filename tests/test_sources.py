@@ -306,6 +306,12 @@ def test_without_a_scheduler_the_noise_is_told(folder: Path, tmp_path: Path) -> 
         load(path)
     for part in ("no scheduler_config.json", "sde (ddpm with its options)", "denoiser.noise_label (discrete)"):
         assert part in str(caught.value)
+    pipeline = shutil.copytree(folder, tmp_path / "pipeline")
+    shutil.rmtree(pipeline / "scheduler")
+    with pytest.raises(InputError, match=r"\(model_index.json names DDPMScheduler, not its numbers\)"):
+        load(pipeline)
+    with pytest.raises(InputError, match="expected the folder of diffusers that it lies in"):
+        sd.load_pretrained(pipeline / "unet" / WEIGHTS)
     (tmp_path / "told.py").write_text(CONFIG.format(sde="ddpm", label="discrete"))
     told = sd.load_pretrained(path, config=tmp_path / "told.py")
     assert all(torch.equal(told.net.state_dict()[name], tensor) for name, tensor in expected.weights.items())

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import NETWORKS
+from sde_diffusion.terminal import notice
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.descriptions import build, read_config
 from sde_diffusion.training.loaders.diffusers_layout import (
+    INDEX,
     MODEL,
     SCHEDULER,
     Layout,
@@ -37,7 +39,7 @@ from sde_diffusion.training.loaders.diffusers_model import (
     read_model,
     to_ours,
 )
-from sde_diffusion.training.loaders.diffusers_scheduler import read_diffusion, reverses_sign
+from sde_diffusion.training.loaders.diffusers_scheduler import not_taken_over, read_diffusion, reverses_sign
 
 AGREEMENT = 1e-5  # relative, of the outputs in float32
 
@@ -91,10 +93,11 @@ def _diffusion(layout: Layout, options: dict[str, Any], config: dict[str, Any] |
         scheduler = read_config(layout.scheduler, "the configuration of a scheduler")
         return read_diffusion(layout.scheduler, scheduler, fourier, options["learned_variance"]), scheduler
     if config is None:
+        named = f" ({INDEX} names {layout.named}, not its numbers)" if layout.named else ""
         sde, label = ("ve", "log_sigma") if fourier else ("ddpm", "discrete")
         raise InputError(
-            f"{layout.model}: no {SCHEDULER} in it or near it: nothing says by which noise it was trained; put it "
-            f"there, or give --config=FILE.py with sde ({sde} with its options), denoiser.noise_label ({label}) and "
+            f"{layout.model}: no {SCHEDULER} in it or near it{named}: nothing says by which noise it was trained; put "
+            f"it there, or give --config=FILE.py with sde ({sde} with its options), denoiser.noise_label ({label}) and "
             "denoiser.prediction"
         )
     told = config["denoiser"]["noise_label"]["name"]
@@ -142,12 +145,17 @@ class DiffusersFolder(Loader):
                 f"{AGREEMENT:.0e}; please report this"
             )
         raw = None if layout.raw is None else to_ours(layout.raw, read_weights(layout.raw), own, **how)
+        left = not_taken_over(scheduler or {"_class_name": ""})
+        if left:
+            how_to = "how that scheduler draws samples; not taken over, choose --sampler and its options"
+            notice(f"{layout.scheduler}: {', '.join(left)}: {how_to}")
         source = {
             "format": "diffusers",
             "path": str(path),
             "sha256": digest(layout.model),
             "diffusers_version": model.get("_diffusers_version"),
             "scheduler": scheduler,
+            "not_taken_over": left,
             "difference": difference,
         }
         found = {"data": {"shape": shape, "levels": 256}, "network": {"name": "unet2d", "unet2d": options}, **diffusion}

@@ -37,11 +37,13 @@ class Layout:
         model: folder of the network, of its averages where there are any.
         raw: that of the network in training beside its averages; else None.
         scheduler: the file that describes the scheduler; None where there is none.
+        named: the class that the index of a pipeline gives the scheduler, if it has one.
     """
 
     model: Path
     raw: Path | None
     scheduler: Path | None
+    named: str | None = None
 
 
 def recognises(source: Path) -> bool:
@@ -59,8 +61,7 @@ def find(source: Path) -> Layout:
     Raises:
         InputError: on a pipeline of other parts than a network and a scheduler.
     """
-    if (source / INDEX).is_file():
-        _require_plain_pipeline(source / INDEX)
+    named = _require_plain_pipeline(source / INDEX).get("scheduler") if (source / INDEX).is_file() else None
     inside = [source / part for part in ("unet_ema", "unet") if (source / part).is_dir()]
     models = [folder for folder in inside if (folder / MODEL).is_file()]
     if not models and (source / MODEL).is_file():
@@ -68,10 +69,13 @@ def find(source: Path) -> Layout:
     model = models[0] if models else [*inside, source / "unet"][0]
     near = [model, source, source / "scheduler", source.parent / "scheduler", source.parent]
     found = [place / SCHEDULER for place in near if (place / SCHEDULER).is_file()]
-    return Layout(model, models[1] if len(models) > 1 else None, found[0] if found else None)
+    raw = models[1] if len(models) > 1 else None
+    return Layout(model, raw, found[0] if found else None, str(named[1]) if named else None)
 
 
-def _require_plain_pipeline(index: Path) -> None:
+def _require_plain_pipeline(index: Path) -> dict[str, list[str]]:
+    """Return the parts of a pipeline, each its library and class; refuse others than a network and a scheduler."""
+    parts: dict[str, list[str]] = {}
     for part, value in read_config(index, "the index of a diffusers pipeline").items():
         if part.startswith("_") or value in (None, [None, None]):
             continue
@@ -79,6 +83,8 @@ def _require_plain_pipeline(index: Path) -> None:
             raise refuse(index, part, value, "not supported; expected a pipeline of unet and scheduler alone")
         if not isinstance(value, list) or len(value) != 2 or value[0] != "diffusers":
             raise refuse(index, part, value, "not supported; code outside of diffusers is not run")
+        parts[part] = value
+    return parts
 
 
 def weights_of(folder: Path) -> list[Path]:

@@ -244,7 +244,8 @@ def old_middle(model: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, A
     """
     there = "mid_block.attentions.0.group_norm.weight" in tensors
     old = there and model["attn_norm_num_groups"] is None and model["resnet_time_scale_shift"] == "scale_shift"
-    return {**model, "attn_norm_num_groups": model["norm_num_groups"]} if old else model
+    groups = model["norm_num_groups"] or min(model["block_out_channels"][-1] // 4, 32)
+    return {**model, "attn_norm_num_groups": groups} if old else model
 
 
 def to_ours(

@@ -17,7 +17,6 @@ import torch
 
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.sdes import SDES
-from sde_diffusion.terminal import notice
 from sde_diffusion.training.loaders.descriptions import build, refuse, require_known
 
 DDPM_BETAS, LATENT_BETAS = (1e-4, 0.02, "linear"), (0.00085, 0.012, "linear")
@@ -86,7 +85,7 @@ OTHERS = {
 }
 """Other schedulers by how their names begin, and why they are not here."""
 
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v"}
 
 READ = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
@@ -170,20 +169,18 @@ def _why_not(name: str) -> str:
 
 
 def _require_known_options(path: Path, scheduler: dict[str, Any]) -> None:
-    """Refuse options that are not known, and tell those that say how to sample and are left to our samplers."""
-    left = []
     for key, value in scheduler.items():
-        if key.startswith("_") or key in READ:
-            continue
-        if key not in SAMPLING:
+        if not key.startswith("_") and key not in READ and key not in SAMPLING:
             raise refuse(
                 path, key, value, f"not known of {scheduler['_class_name']}; take it out if it changes nothing"
             )
-        if SAMPLING[key] and value not in SAMPLING[key]:
-            left.append(f"{key}={value!r}")
-    if left:
-        text = ", ".join(left)
-        notice(f"{path}: {text}: how that scheduler draws samples; not taken over, choose --sampler and its options")
+
+
+def not_taken_over(scheduler: dict[str, Any]) -> list[str]:
+    """Return what a scheduler says of how to draw samples, as "option=value", that is left to our samplers."""
+    of_noise = () if scheduler["_class_name"] in CHAINS else ("sigma_min", "sigma_max")
+    said = {key: value for key, value in scheduler.items() if key in SAMPLING and key not in of_noise}
+    return [f"{key}={value!r}" for key, value in said.items() if value not in SAMPLING[key]]
 
 
 def _ve(path: Path, scheduler: dict[str, Any]) -> dict[str, Any]:

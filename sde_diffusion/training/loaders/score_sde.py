@@ -171,10 +171,10 @@ class ScoreSDE(Loader):
     """A .pth file of score_sde_pytorch."""
 
     def recognises(self, path: Path) -> bool:
-        if not path.is_file() or path.suffix != ".pth":
-            return False
         found = states(outline(path))
-        return found is None or any(name.startswith("all_modules.") for name in found[0])
+        if found is None:  # it may be one that is broken
+            return path.is_file() and path.suffix == ".pth"
+        return any(name.startswith("all_modules.") for name in found[0])
 
     def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
         beside = path.with_suffix(".json")

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import sha256
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.descriptions import build
+from sde_diffusion.training.loaders.diffusers_layout import FILE
 from sde_diffusion.training.loaders.tensor_files import PICKLES, problems_of, read_pickle, read_safetensors, states
 
 
@@ -38,6 +39,10 @@ class StateDict(Loader):
         return path.is_file() and path.suffix in (*PICKLES, ".safetensors")
 
     def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
+        of_folder = FILE.fullmatch(path.name) is None
+        require(
+            of_folder, "source", str(path), "the folder of diffusers that it lies in, which says what network it is of"
+        )
         safe = path.suffix == ".safetensors"
         content: Any = read_safetensors(path) if safe else read_pickle(path, "state dict")
         found = states(content)
