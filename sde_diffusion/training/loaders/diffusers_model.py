@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.registry import hint
 from sde_diffusion.training.loaders.descriptions import read_config, refuse, require_known
 from sde_diffusion.training.loaders.tensor_files import problems_of
 
@@ -147,7 +146,7 @@ def read_model(path: Path) -> dict[str, Any]:
         if key.startswith("_"):
             continue
         if key not in MODEL:
-            raise refuse(path, key, value, f"not supported{hint(key, list(MODEL))} not known of UNet2DModel here")
+            raise refuse(path, key, value, "not known of UNet2DModel here; take it out if it changes nothing")
         default = MODEL[key]
         kind = (int, float) if isinstance(default, (int, float)) else type(default)
         free = default is None or (value is None and key in NONE_TOO)
