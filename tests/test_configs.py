@@ -41,14 +41,14 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds(name: str) -> None:
     config, variant = config_file(f"{CONFIGS}/{name}"), name.partition(":")[2]
+    variant = "ddpm" if name.startswith("guided_diffusion.py") else variant
     with torch.device("meta"):
         network = configuration.build_network(config)
     denoiser = configuration.build_denoiser(config, network)
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)
     options = configuration.build_training(config)
-    chain = name.startswith("guided_diffusion.py")
-    assert config.sde.name == ("ddpm" if chain else CHAINS.get(variant, variant.partition("-")[0] or "vp"))
+    assert config.sde.name == CHAINS.get(variant, variant.partition("-")[0] or "vp")
     assert differences(config, configuration.default_config())
     if config.data.name != "cifar10":
         return

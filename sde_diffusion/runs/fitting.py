@@ -97,6 +97,28 @@ def train_run(
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
 
 
+def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingOptions) -> tuple[str, ...]:
+    """Return the names of the conditions that a network is told, all of which the data have.
+
+    Raises:
+        InputError: on conditions that the data lack, other numbers of classes, labels that cannot be dropped.
+    """
+    names: tuple[str, ...] = getattr(network, "conditions", None) or ()
+    for name in names:
+        known = ", ".join(dataset.conditions) or "none"
+        expected = f"data with {name}, which the network is told; {dataset.name} has {known}"
+        require(name in dataset.conditions, name, "missing", expected, "build it with num_classes=0, or add them")
+    count = int(getattr(network, "num_classes", 0))
+    if count:
+        expected = f"{dataset.num_classes}, the classes of {dataset.name}"
+        require(count == dataset.num_classes, "num_classes", count, expected)
+        droppable = options.label_dropout == 0.0 or bool(getattr(network, "null_class", False))
+        remedy = "give --config.training.label_dropout=0, or null_class=True to a network that has it"
+        expected = "0, for the network has no class that stands for none"
+        require(droppable, "training.label_dropout", options.label_dropout, expected, remedy)
+    return names
+
+
 def _origin(workdir: Path) -> dict[str, Any]:
     """Return what the provenance of a run says of others' weights that it was begun from."""
     stored = read_settings(workdir).get("provenance", {}) if is_run(workdir) else {}
@@ -120,28 +142,6 @@ def _start_from(source: Source, network: nn.Module, dataset: Dataset) -> None:
         if source.shape == dataset.shape:
             raise
         raise InputError(f"{error}; it was trained on data of shape {source.shape}, not {dataset.shape}") from None
-
-
-def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingOptions) -> tuple[str, ...]:
-    """Return the names of the conditions that a network is told, all of which the data have.
-
-    Raises:
-        InputError: on conditions that the data lack, other numbers of classes, labels that cannot be dropped.
-    """
-    names: tuple[str, ...] = getattr(network, "conditions", None) or ()
-    for name in names:
-        known = ", ".join(dataset.conditions) or "none"
-        expected = f"data with {name}, which the network is told; {dataset.name} has {known}"
-        require(name in dataset.conditions, name, "missing", expected, "build it with num_classes=0, or add them")
-    count = int(getattr(network, "num_classes", 0))
-    if count:
-        expected = f"{dataset.num_classes}, the classes of {dataset.name}"
-        require(count == dataset.num_classes, "num_classes", count, expected)
-        droppable = options.label_dropout == 0.0 or bool(getattr(network, "null_class", False))
-        remedy = "give --config.training.label_dropout=0, or null_class=True to a network that has it"
-        expected = "0, for the network has no class that stands for none"
-        require(droppable, "training.label_dropout", options.label_dropout, expected, remedy)
-    return names
 
 
 def fit(
