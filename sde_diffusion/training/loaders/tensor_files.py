@@ -48,7 +48,7 @@ def read_pickle(path: Path, kind: str, outline: bool = False) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by their names.
+    """Return the tensors of a safetensors file by their names, which have no order in it, in that of the alphabet.
 
     Raises:
         InputError: if it cannot be read.
@@ -57,7 +57,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(path))
+        return dict(sorted(load_file(path).items()))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
