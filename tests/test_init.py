@@ -39,7 +39,7 @@ def provenance(workdir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on digits with three classes, on the first two of which it was told names."""
+    """A run on digits, of three steps."""
     folder = tmp_path_factory.mktemp("source")
     train(folder / "run", *SMALL, "--config.training.num_steps=3", "--config.denoiser.prediction=eps")
     return folder / "run"
