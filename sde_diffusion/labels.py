@@ -49,15 +49,21 @@ class Scaled(NoiseLabel):
 @NOISE_LABELS.register("discrete")
 @dataclass(frozen=True)
 class Index(NoiseLabel):
-    """label = N t/T − 1, the index 0 … N − 1 of DDPM's chain at t = T i/N; between those times it is fractional."""
+    """label = scale · (N t/T − 1), the index 0 … N − 1 of DDPM's chain at t = T i/N; fractional between those times.
+
+    Improved DDPM's networks of N = 4000 steps are told an index out of 1000: scale ¼.
+    """
 
     num_train_steps: int = 1000
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         require_int("num_train_steps", self.num_train_steps, 1)
+        require_float("scale", self.scale, 0.0, open_low=True)
 
     def __call__(self, level: NoiseLevel, T: float = 1.0) -> Number:
-        return self.num_train_steps * level.t / T - 1.0
+        index = self.num_train_steps * level.t / T - 1.0
+        return index if self.scale == 1.0 else self.scale * index
 
     def round_t(self, t: Tensor, T: float = 1.0) -> Tensor:
         return (t / T * self.num_train_steps).round().clamp(1, self.num_train_steps) / self.num_train_steps * T

@@ -26,11 +26,13 @@ class Source:
         pretrained: the weights.
         config: a whole configuration of ours.
         about: what a run stores of its data: shape and grey levels, and where it was one of ours, codec and names.
+        given: the path or name by which it was asked for.
     """
 
     pretrained: Pretrained
     config: ConfigDict
     about: dict[str, Any]
+    given: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +65,7 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
     Raises:
         InputError: if no loader recognises it, it does not fit, or its data are of another shape than ``config.data``.
     """
+    given_path = str(path)
     if not path.exists() and str(path) in shipped.names():
         path = shipped.folder(str(path))
     known = f"an existing file or folder, or one of the package's runs: {', '.join(shipped.names())}"
@@ -92,7 +95,7 @@ def read_source(path: Path, config: ConfigDict, describes: bool) -> Source:
             resolved.data.image_folder.channels = shape[0]
             resolved.data.image_folder.image_size = shape[1] if shape[1] == shape[2] else shape[1:]
     configuration.require_data_shape(resolved, shape)
-    return Source(pretrained, resolved, about)
+    return Source(pretrained, resolved, about, given_path)
 
 
 def load_pretrained(
@@ -109,8 +112,8 @@ def load_pretrained(
     here is one of :mod:`sde_diffusion.guidance` around the denoiser.
 
     Args:
-        path: a checkpoint of score_sde_pytorch, a folder of diffusers, a workdir of ours, or the name of a run that
-            comes with the package, "fashion_mnist".
+        path: a checkpoint of score_sde_pytorch or of guided diffusion, a folder of diffusers, a state dict of one of
+            our networks, a workdir of ours, or the name of a run that comes with the package, "fashion_mnist".
         config: a configuration, or a file with one such as ``configs/cifar10.py:ve-ncsnpp``, that describes the
             network, for a checkpoint that has no description with it.
         averaged: take the averaged weights; else those in training.

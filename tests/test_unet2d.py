@@ -25,9 +25,8 @@ from sde_diffusion.networks.resampling import fir_double, fir_halve
 from sde_diffusion.pretrained import read_source
 from sde_diffusion.stored_config import merge
 from sde_diffusion.training.loaders import LOADERS, Pretrained
-from sde_diffusion.training.loaders.diffusers_folder import WEIGHTS
 from sde_diffusion.training.loaders.diffusers_model import MODEL
-from sde_diffusion.training.loaders.diffusers_scheduler import CHAINS
+from sde_diffusion.training.loaders.diffusers_scheduler import CHAINS, CLIPPED
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -214,10 +213,11 @@ def test_defaults_are_theirs() -> None:
     for name, value in MODEL.items():
         if name in taken:  # not all releases have all of them
             assert taken[name].default == (tuple(value) if isinstance(value, list) else value), name
-    for name in CHAINS:
+    for name, betas in CHAINS.items():
         taken = inspect.signature(getattr(diffusers, name).__init__).parameters
         defaults = [taken[key].default for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")]
-        assert defaults == [1000, 1e-4, 0.02, "linear"], name
+        assert defaults == [1000, *betas], name
+        assert ("clip_sample" in taken and taken["clip_sample"].default) is (name in CLIPPED), name
         assert taken["prediction_type"].default == "epsilon", name
 
 
@@ -347,32 +347,41 @@ def test_other_layouts_of_the_folder(folder: Path, tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in load(path / "unet").weights.values())
 
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET, SCHEDULE, INDEX = "unet/config.json", "scheduler/scheduler_config.json", "model_index.json"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    (UNET, {"_class_name": "UNet2DConditionModel"}, "_class_name='UNet2DConditionModel': not supported; did you mean"),
-    (UNET, {"kernel": 5}, "config.json: kernel=5: not supported"),
+    (
+        UNET,
+        {"_class_name": "UNet2DConditionModel"},
+        "_class_name='UNet2DConditionModel': a network that is told a text",
+    ),
+    (UNET, {"kernel": 5}, "config.json: kernel=5: not known of UNet2DModel here"),
     (UNET, {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}, "down_block_types='CrossAttnDownBlock2D'"),
-    (UNET, {"up_block_types": ["KUpBlock2D", "UpBlock2D"]}, "up_block_types='KUpBlock2D': not supported; did you mean"),
+    (
+        UNET,
+        {"up_block_types": ["KUpBlock2D", "UpBlock2D"]},
+        "up_block_types='KUpBlock2D': not supported; supported: UpBlock2D",
+    ),
     (UNET, {"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "down=.*either only levels of kind 'fir' or none"),
     (UNET, {"down_block_types": None}, "down_block_types=None: expected a value like"),
     (UNET, {"time_embedding_type": "learned"}, "time_embedding_type='learned': not supported"),
-    (UNET, {"class_embed_type": "timestep"}, "class_embed_type='timestep': not supported"),
+    (UNET, {"class_embed_type": "projection"}, "class_embed_type='projection': not supported"),
     (UNET, {"mid_block_type": "Other"}, "mid_block_type='Other'"),
     (UNET, {"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift='spatial'"),
     (UNET, {"downsample_type": "fir"}, "downsample_type='fir': not supported; supported: conv, resnet"),
     (UNET, {"downsample_padding": 2}, "downsample_padding=2"),
     (UNET, {"act_fn": "tanh"}, "act_fn='tanh'"),
-    (UNET, {"out_channels": 6}, "out_channels=6: not supported; expected as many as in_channels"),
+    (UNET, {"out_channels": 4}, "out_channels=4: not supported; expected as many as in_channels"),
+    (UNET, {"out_channels": 6}, "variance_type='fixed_small': expected 'learned_range'"),
     (UNET, {"sample_size": None}, "sample_size=None: expected the height and width"),
     (UNET, {"norm_num_groups": 3}, "groups=3: expected a divisor of 8 channels"),
     (UNET, {"norm_eps": "small"}, "norm_eps='small': expected a value like 1e-05"),
     (UNET, {"sample_size": 7}, r"shape=\(3, 7, 7\): expected sides divisible by 2"),
-    (UNET, {"layers_per_block": 2}, r"safetensors: does not fit its config.json: missing down_blocks\.0\.resnets\.1\."),
+    (UNET, {"layers_per_block": 2}, r"unet: does not fit its config.json: missing down_blocks\.0\.resnets\.1\."),
     (UNET, {"add_attention": False}, r"unexpected mid_block\.attentions\.0\.group_norm"),
     (UNET, {"in_channels": 1, "out_channels": 1}, r"conv_in\.weight has shape \(8, 3, 3, 3\), not \(8, 1, 3, 3\)"),
     (UNET, {"time_embedding_type": "fourier"}, "'DDPMScheduler': not supported with time_embedding_type='fourier'"),
     (SCHEDULE, {"_class_name": "ScoreSdeVeScheduler"}, "not supported with time_embedding_type='positional'"),
-    (SCHEDULE, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name='FlowMatchEulerDiscreteScheduler'"),
     (SCHEDULE, {"prediction_type": "flow"}, "prediction_type='flow': not supported"),
     (SCHEDULE, {"beta_schedule": "laplace"}, "beta_schedule='laplace': not supported"),
     (SCHEDULE, {"beta_end": 2.0}, r"betas\[\d+\]=.*: expected every beta in \(0, 1\)"),
@@ -404,12 +413,13 @@ def test_broken_folders_are_one_clear_line(folder: Path, tmp_path: Path) -> None
         shutil.rmtree(path)
 
     refused("config.json.*there is no such file", lambda p: (p / UNET).unlink())
-    refused("scheduler_config.json.*there is no such file", lambda p: (p / SCHEDULE).unlink())
-    refused("expected the weights as safetensors; there is no such", lambda p: (p / "unet" / WEIGHTS).unlink())
+    refused("no scheduler_config.json in it or near it", lambda p: (p / SCHEDULE).unlink())
+    refused(
+        r"expected the weights, as diffusion_pytorch_model.safetensors or .bin; there is no such",
+        lambda p: (p / "unet" / WEIGHTS).unlink(),
+    )
     refused("not a readable safetensors file", lambda p: (p / "unet" / WEIGHTS).write_bytes(b"broken"))
     refused("expected a JSON file", lambda p: (p / UNET).write_text("{"))
-    pickled = "diffusion_pytorch_model.bin is a pickle, which may run code.*safe_serialization=True"
-    refused(pickled, lambda p: (p / "unet" / WEIGHTS).rename(p / "unet" / "diffusion_pytorch_model.bin"))
     data = {"config": {"data": {"shape": (3, 16, 16)}}}
     refused(r"sample_size=8: the model is for pictures \(3, 8, 8\), the data are \(3, 16, 16\)", lambda p: None, **data)
     data = {"config": {"data": {"shape": (1, 8, 8)}}}

@@ -49,9 +49,11 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         write_settings(part, settings)
     warn_of_prior(configuration.build_sde(source.config), torch.ones(1, *source.shape))
     size = sum(p.numel() for p in network.parameters())
-    told = getattr(network, "num_classes", 0) and not getattr(network, "null_class", False)
+    told = bool(getattr(network, "num_classes", 0)) and not getattr(network, "null_class", False)
+    others = any(name != "classes" for name in getattr(network, "conditions", ()))
+    given = " --classes=0" if told else " --conditions=FILE.npz" if others else ""
     say(
         f"{source.config.network.name}: {size:,} parameters, data {'×'.join(map(str, source.shape))}, step {step}\n"
-        f"wrote {workdir}; next: sde-diffusion sample --workdir={workdir}{' --classes=0' if told else ''}",
+        f"wrote {workdir}; next: sde-diffusion sample --workdir={workdir}{given}",
         values.quiet,
     )

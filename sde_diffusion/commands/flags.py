@@ -82,11 +82,18 @@ def parse(
     return values, overrides
 
 
-def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
+def resolve(
+    values: flags.FlagValues,
+    overrides: Sequence[str],
+    base: Callable[[flags.FlagValues], ConfigDict] | None = None,
+) -> ConfigDict:
     """Return the configuration of a command, and set what it says of the whole process.
 
     It is that of the workdir if it has one, else the file given with ``--config``, else the built-in default;
     ``--config.KEY=VALUE`` then changes single values.
+
+    Args:
+        base: a command's own way to what flags change, in the place of :func:`base_config`.
 
     Raises:
         InputError: on an unknown configuration key, a value of the wrong type, a bad file.
@@ -94,7 +101,7 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
     if "pretrained" in values and values.pretrained:
         values.workdir = values.workdir or f"runs/{values.pretrained}"
         shipped.unpack(values.pretrained, Path(values.workdir))
-    config = _base_config(values)
+    config = (base or base_config)(values)
     overrides = modern_flags(overrides)
     for override in overrides:
         key = override.lstrip("-").partition("=")[0]
@@ -123,7 +130,12 @@ def resolve(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def _base_config(values: flags.FlagValues) -> ConfigDict:
+def base_config(values: flags.FlagValues) -> ConfigDict:
+    """Return what flags change: the configuration of the workdir if it has one, else of ``--config``, or the default.
+
+    Raises:
+        InputError: if both are there and differ, or one cannot be read.
+    """
     workdir = values.workdir if "workdir" in values else None
     given = tuple(map(plugins.stored_name, values.plugins))
     if workdir and is_run(Path(workdir)):

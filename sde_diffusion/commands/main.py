@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"sde_diffusion.commands.{name}")
         values, overrides = parse(name, COMMANDS[name], command.define_flags, arguments[1:])
         with _sole_trainer(name, values):
-            return int(command.run(values, resolve(values, overrides)) or 0)
+            config = resolve(values, overrides, getattr(command, "base_config", None))
+            return int(command.run(values, config) or 0)
     except (InputError, flags.Error) as error:
         print(f"sde-diffusion: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -35,6 +35,8 @@ class Style:
         activation: one of ``ACTIVATIONS``.
         scale_shift: the code scales and shifts the normalised features, instead of being added before.
         head_width: channels of one attention head; 0 for one head of them all.
+        heads: number of attention heads, in the place of their width; 0 for ``head_width``.
+        heads_first: the queries, keys and values of one head lie side by side, not those of all heads.
         dense: attention keeps its weights as matrices, not as 1×1 convolutions: one function, two forms of checkpoints.
         dims: number of sides of what is convolved: 1 for series, 2 for images, 3 for volumes.
 
@@ -51,6 +53,8 @@ class Style:
     activation: str = "silu"
     scale_shift: bool = False
     head_width: int = 0
+    heads: int = 0
+    heads_first: bool = False
     dense: bool = False
     dims: int = 2
 
@@ -61,6 +65,7 @@ class Style:
         require_float("eps", self.eps, 0.0, open_low=True)
         require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
         require_int("head_width", self.head_width, 0)
+        require_int("heads", self.heads, 0)
         require(self.dims in GRIDS, "dims", self.dims, "1, 2 or 3")
 
     def conv(self, in_channels: int, out_channels: int, kernel: int = 3) -> Convolution:
@@ -98,18 +103,23 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, style: Style, groups: int | None = 0) -> None:
         super().__init__()
-        width = style.head_width or channels
+        divides = not style.heads or channels % style.heads == 0
+        require(divides, "heads", style.heads, f"a divisor of {channels}, the channels that are attended")
+        width = channels // style.heads if style.heads else style.head_width or channels
         self.heads = channels // width
         require(self.heads > 0, "head_width", width, f"at most {channels}, the channels that are attended")
         inner = self.heads * width
         self.norm = nn.Identity() if groups is None else style.norm(channels, groups)
         self.qkv = Dense(channels, 3 * inner) if style.dense else style.conv(channels, 3 * inner, kernel=1)
         self.out = zero_init(Dense(inner, channels) if style.dense else style.conv(inner, channels, kernel=1))
-        self.scale = style.scale
+        self.scale, self.heads_first = style.scale, style.heads_first
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.qkv(self.norm(x)).flatten(2).mT  # (B, pixels, 3 · heads · d)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in pixels.chunk(3, dim=2))
+        if self.heads_first:
+            q, k, v = pixels.unflatten(2, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+        else:
+            q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in pixels.chunk(3, dim=2))
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, pixels, d)
         h = attended.transpose(1, 2).flatten(2).mT.reshape(len(x), -1, *x.shape[2:])
         return _mix(x, self.out(h), self.scale)

@@ -12,13 +12,17 @@ All three hand every feature map of the way down to the way up, which has theref
     ddpmpp   scaled by 1/√2  min(C/4, 32)      in a block, plain average  at the top
     ncsnpp   scaled by 1/√2  min(C/4, 32)      in a block, FIR            added again on every level, filtered
 
+For large pictures NCSN++ takes the input, merely filtered and halved, to every level by a 1×1 convolution
+("input_skip"), and its output is a picture that every level adds to, doubled from level to level ("output_skip").
+
 On CIFAR-10 DDPM's has two blocks a level, the others four, or eight where they are called deep.
 
 References:
     J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239, Appendix B.
     Y. Song et al., 2021, arXiv:2011.13456, Section 4.4 and Appendix H. Residual blocks that resample: A. Brock, J.
-    Donahue, K. Simonyan, "Large Scale GAN Training", 2019, arXiv:1809.11096. FIR and the input residual: T. Karras et
-    al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, arXiv:1912.04958, Section 4.1.
+    Donahue, K. Simonyan, "Large Scale GAN Training", 2019, arXiv:1809.11096. FIR, the input residual, input and
+    output skips: T. Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, arXiv:1912.04958,
+    Section 4.1 and Figure 7.
     Checkpointed activations: T. Chen et al., 2016, arXiv:1604.06174.
 """
 
@@ -47,6 +51,20 @@ from sde_diffusion.networks.resampling import (
     halve,
 )
 
+INPUTS, OUTPUTS = ("none", "residual", "input_skip"), ("none", "output_skip")
+
+
+class ToPicture(nn.Module):
+    """What a level contributes to the picture: (B, C, H, W) → (B, image channels, H, W); zero at first."""
+
+    def __init__(self, channels: int, image_channels: int, style: Style) -> None:
+        super().__init__()
+        self.norm, self.conv = style.norm(channels), zero_init(conv(channels, image_channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.conv(silu(self.norm(h)))
+        return out
+
 
 class SkipUNet(ClassConditional, ABC):
     """What the three networks share: x (B, C, H, W), label (B,) → (B, C, H, W); zero at first.
@@ -71,7 +89,8 @@ class SkipUNet(ClassConditional, ABC):
 
     scale: ClassVar[float] = math.sqrt(0.5)
     group_size: ClassVar[int] = 4
-    input_residual: ClassVar[bool] = False
+    progressive: str = "none"
+    progressive_input: str = "none"
 
     def __init__(
         self,
@@ -113,14 +132,17 @@ class SkipUNet(ClassConditional, ABC):
         """Make both ways and the middle from the features of each level and whether it attends; return the last's."""
         down: list[nn.Module] = []
         inputs: list[nn.Module] = []
+        outputs: list[nn.Module] = []
         below, skips, seen = channels, [channels], image_channels
         for depth, (out, attend) in enumerate(levels):
             if depth:
                 down.append(self._halve(below))
                 skips.append(below)
-                if self.input_residual:
+                if self.progressive_input == "residual":
                     inputs.append(FIRConvHalve(seen, below))
                     seen = below
+                elif self.progressive_input == "input_skip":
+                    inputs.append(conv(image_channels, below, kernel=1))
             for _ in range(self.num_blocks):
                 down.append(self._block(below, out, attend))
                 skips.append(out)
@@ -132,8 +154,11 @@ class SkipUNet(ClassConditional, ABC):
                 up.append(self._block(below + skips.pop(), out, attend and i == self.num_blocks))
                 below = out
             if depth:
+                if self.progressive == "output_skip":
+                    outputs.append(ToPicture(below, image_channels, self.style))
                 up.append(self._double(below))
         self.down, self.inputs = nn.ModuleList(down), nn.ModuleList(inputs)
+        self.outputs = nn.ModuleList(outputs)
         self.middle, self.up = nn.ModuleList(middle), nn.ModuleList(up)
         return below
 
@@ -161,7 +186,15 @@ class SkipUNet(ClassConditional, ABC):
 
     def adds_input(self, i: int) -> bool:
         """Return whether the input is added after block ``i`` of the way down: the one that leads to the next level."""
-        return self.input_residual and i % (self.num_blocks + 1) == self.num_blocks
+        return self.progressive_input != "none" and i % (self.num_blocks + 1) == self.num_blocks
+
+    def _add_input(self, layer: nn.Module, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features with the input added, and the input at their size."""
+        if self.progressive_input == "residual":
+            h = (layer(x) + h) * math.sqrt(0.5)
+            return h, h
+        x = fir_halve(x)
+        return layer(x) + h, x
 
     def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
         code = self.add_classes(self.time(label), classes)
@@ -170,15 +203,20 @@ class SkipUNet(ClassConditional, ABC):
         for i, block in enumerate(self.down):
             h = self._run(block, h, code)
             if self.adds_input(i):
-                h = x = (next(inputs)(x) + h) * math.sqrt(0.5)
+                h, x = self._add_input(next(inputs), h, x)
             skips.append(h)
         for block in self.middle:
             h = self._run(block, h, code)
+        picture: Tensor | None = None
+        outputs = iter(self.outputs)
         for i, block in enumerate(self.up):
             joins = i % (self.num_blocks + 2) <= self.num_blocks  # the others double the size
+            if not joins and self.outputs:
+                seen = next(outputs)(h)
+                picture = seen if picture is None else fir_double(picture) + seen
             h = self._run(block, torch.cat([h, skips.pop()], dim=1) if joins else h, code)
         out: Tensor = self.head(silu(self.norm(h)))
-        return out
+        return out if picture is None else fir_double(picture) + out
 
 
 @NETWORKS.register("ddpm")
@@ -207,9 +245,35 @@ class DDPMpp(SkipUNet):
 
 @NETWORKS.register("ncsnpp")
 class NCSNpp(SkipUNet):
-    """NCSN++ (Song et al. 2021, Section 4.4): DDPM++ with FIR resampling and the input residual."""
+    """NCSN++ (Song et al. 2021, Section 4.4 and Appendix H): DDPM++ with FIR resampling, and the input on all levels.
 
-    input_residual = True
+    Args:
+        progressive: how the output is made: "none", at the top, or "output_skip", a sum over the levels.
+        progressive_input: how the input meets the lower levels: "none", "residual", or "input_skip".
+
+    The others are those of :class:`SkipUNet`. On pictures of 256×256 and more the paper's networks of the VE SDE have
+    "output_skip" and "input_skip".
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int = 128,
+        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        num_blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        embedding: str = "sinusoidal",
+        num_classes: int = 0,
+        checkpoint_activations: bool = False,
+        progressive: str = "none",
+        progressive_input: str = "residual",
+    ) -> None:
+        require(progressive in OUTPUTS, "progressive", progressive, f"one of {', '.join(OUTPUTS)}")
+        require(progressive_input in INPUTS, "progressive_input", progressive_input, f"one of {', '.join(INPUTS)}")
+        self.progressive, self.progressive_input = progressive, progressive_input
+        size = (shape, channels, channel_mults, num_blocks, attention)
+        super().__init__(*size, dropout, embedding, num_classes, checkpoint_activations)
 
     def _halve(self, channels: int) -> nn.Module:
         return self._block(channels, channels, resample=fir_halve)

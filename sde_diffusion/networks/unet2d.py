@@ -33,6 +33,7 @@ from sde_diffusion.networks.layers import (
 from sde_diffusion.networks.unet2d_levels import Down, Middle, Up, require_kinds
 
 MIDDLES = ("attention", "plain", "none")
+TOLD = ("classes", "number", "code")
 
 
 def _require_sides(shape: Sequence[int], widths: Sequence[int]) -> tuple[int, tuple[int, ...]]:
@@ -42,6 +43,24 @@ def _require_sides(shape: Sequence[int], widths: Sequence[int]) -> tuple[int, tu
     require(widths[0] % 2 == 0 and widths[0] >= 4, "widths", widths, "an even number of at least 4 at first")
     require_halvable(sizes, len(widths), "widths")
     return sizes[0], widths
+
+
+def _require_middle(middle: str, divisor: float, groups: int) -> None:
+    require(middle in MIDDLES, "middle", middle, f"one of {', '.join(MIDDLES)}")
+    require_float("middle_divisor", divisor, 0.0, open_low=True)
+    require_int("middle_groups", groups, -1)
+
+
+def _require_ends(padding: int, scale: float, shift: float) -> None:
+    require(padding in (0, 1), "padding", padding, "0 or 1")
+    for name, number in (("input_scale", scale), ("input_shift", shift)):
+        require_float(name, number)
+
+
+def _middle(width: int, style: Style, kind: str, divisor: float, groups: int) -> Middle:
+    own = replace(style, scale=1.0 / divisor)
+    norm = None if groups < 0 else groups
+    return Middle(width, own, Attention(width, own, norm) if kind == "attention" else nn.Identity())
 
 
 def _time(embedding: str, width: int, shift: float, code_width: int) -> nn.Sequential:
@@ -87,6 +106,13 @@ class UNet2D(ClassConditional):
         num_classes: the network is told one of so many classes, ``net(x, label, classes)``; 0 for none.
         null_class: whether there is one class more that means "no class", and classes may be left out; else a network
             with classes must be told one, as that of diffusers.
+        told: what the network is told beside the time: "classes", if there are any, "number", one real number an
+            example, read as the time label is (of a "fourier" network the logarithm of it), or "code", a vector of
+            ``code_width`` that is added to the time code.
+        heads: number of attention heads on every level, in the place of their width; 0 for ``head_width``.
+        heads_first: the weights of attention have queries, keys and values of one head side by side.
+        waves: number of sines and cosines of the time; 0 for the first width.
+        learned_variance: the output has twice the channels, the second half the range of the reverse variance.
         input_scale, input_shift: the network sees scale · x + shift.
 
     Raises:
@@ -115,19 +141,20 @@ class UNet2D(ClassConditional):
         code_width: int = 0,
         num_classes: int = 0,
         null_class: bool = False,
+        told: str = "classes",
+        heads: int = 0,
+        heads_first: bool = False,
+        waves: int = 0,
+        learned_variance: bool = False,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
     ) -> None:
         super().__init__()
         image_channels, widths = _require_sides(shape, widths)
         down, up = require_kinds("down", down, len(widths)), require_kinds("up", up, len(widths))
-        require(middle in MIDDLES, "middle", middle, f"one of {', '.join(MIDDLES)}")
-        require_float("middle_divisor", middle_divisor, 0.0, open_low=True)
+        _require_middle(middle, middle_divisor, middle_groups)
         require_int("num_blocks", num_blocks, 1)
-        require_int("middle_groups", middle_groups, -1)
-        require(padding in (0, 1), "padding", padding, "0 or 1")
-        for name, number in (("input_scale", input_scale), ("input_shift", input_shift)):
-            require_float(name, number)
+        _require_ends(padding, input_scale, input_shift)
         style = Style(
             code_width=code_width or 4 * widths[0],
             dropout=dropout,
@@ -136,23 +163,50 @@ class UNet2D(ClassConditional):
             activation=activation,
             scale_shift=scale_shift,
             head_width=head_width,
+            heads=heads,
+            heads_first=heads_first,
             dense=True,
         )
-        self.time = _time(embedding, widths[0], frequency_shift, style.code_width)
+        waves = waves or widths[0]
+        self.time = _time(embedding, waves, frequency_shift, style.code_width)
         self.embed_classes(num_classes, style.code_width, null_class)
+        self._read_told(told, (2 if embedding == "fourier" else 1) * waves, style.code_width)
         self.stem = conv(image_channels, widths[0])
 
         met = self._add_down(down, widths, image_channels, num_blocks, style, padding)
-        self.middle: Middle | None = None
-        if middle != "none":
-            own = replace(style, scale=1.0 / middle_divisor)
-            norm = None if middle_groups < 0 else middle_groups
-            attention = Attention(widths[-1], own, norm) if middle == "attention" else nn.Identity()
-            self.middle = Middle(widths[-1], own, attention)
+        self.middle = None if middle == "none" else _middle(widths[-1], style, middle, middle_divisor, middle_groups)
         self._add_up(up, widths, image_channels, num_blocks, style, met)
         self.norm = style.norm(widths[0])
-        self.head = zero_init(conv(widths[0], image_channels))
+        self.head = zero_init(conv(widths[0], (2 if learned_variance else 1) * image_channels))
         self.activation, self.input_scale, self.input_shift = ACTIVATIONS[activation], input_scale, input_shift
+
+    def _read_told(self, told: str, waves: int, width: int) -> None:
+        """Make what reads a number or a code in the place of classes."""
+        require(told in TOLD, "told", told, f"one of {', '.join(TOLD)}")
+        alone = told == "classes" or not self.num_classes
+        require(alone, "num_classes", self.num_classes, f"0, for the network is told a {told}")
+        self.told = told
+        self.number: nn.Sequential | None = None
+        if told == "number":
+            self.number = nn.Sequential(nn.Linear(waves, width), nn.SiLU(), nn.Linear(width, width))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions that ``forward`` takes."""
+        return super().conditions if self.told == "classes" else (self.told,)
+
+    def _code(self, label: Tensor, classes: Tensor | None, number: Tensor | None, code: Tensor | None) -> Tensor:
+        """Return the code of the time and of what else is told, (B, width)."""
+        for name, value in (("number", number), ("code", code)):
+            wanted = self.told == name
+            require(wanted or value is None, name, "given", f"none: this network is told no {name}")
+            require(not wanted or value is not None, name, None, f"{name} (B, *), which this network must be told")
+        out: Tensor = self.add_classes(self.time(label), classes)
+        if self.number is not None and number is not None:
+            waves = self.time[0]
+            fourier = isinstance(waves, GaussianFourier)
+            out = out + self.number(waves(number.to(out).log() if fourier else number.to(out)))
+        return out if code is None else out + code.to(out)
 
     def _add_down(
         self, kinds: Sequence[str], widths: Sequence[int], pixels: int, num_blocks: int, style: Style, padding: int
@@ -178,19 +232,28 @@ class UNet2D(ClassConditional):
             below = out
         self.up = nn.ModuleList(levels)
 
-    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        classes: Tensor | None = None,
+        number: Tensor | None = None,
+        code: Tensor | None = None,
+    ) -> Tensor:
         """Evaluate the network.
 
         Args:
             x: images, (B, C, H, W).
             label: times, (B,).
             classes: whole numbers (B,), where the network is told a class.
+            number: (B,), where it is told one.
+            code: (B, width), where it is told one.
 
         Raises:
-            InputError: on classes that do not fit, or that the network has not, or none where it must be told one.
+            InputError: on classes that do not fit, on what the network is not told, or where it must be told something.
         """
         # The activation is the same for all blocks, which only project the code.
-        code = self.activation(self.add_classes(self.time(label), classes))
+        code = self.activation(self._code(label, classes, number, code))
         picture: Tensor | None = x
         if self.input_scale != 1.0 or self.input_shift != 0.0:
             picture = self.input_scale * x + self.input_shift

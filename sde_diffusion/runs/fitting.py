@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import TrainingOptions, make_optimizer, train
 from sde_diffusion.training.settings import GIVEN, is_run, read_settings, write_settings
 
+if TYPE_CHECKING:
+    from sde_diffusion.pretrained import Source
+
 SOME = 1000
 """Examples whose size is looked at."""
 
@@ -48,6 +51,7 @@ def train_run(
     net: nn.Module | None = None,
     sde: SDE | None = None,
     data: Dataset | None = None,
+    init: Source | None = None,
 ) -> None:
     """Train a run to ``training.num_steps``, from its newest checkpoint if there is one.
 
@@ -55,6 +59,7 @@ def train_run(
 
     Args:
         net, sde, data: instead of those that the configuration would build.
+        init: whose averaged weights a new run starts from.
     """
     options = configuration.build_training(config)
     checkpoints.sweep(workdir)
@@ -79,13 +84,18 @@ def train_run(
     of = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
     say(f"{of}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
 
+    if init is not None and found is None:
+        _start_from(init, network, dataset)
+        say(f"starting from {init.given}", quiet)
     state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
     if found is not None:
         checkpoints.restore(found, state)
         checkpoints.set_aside(workdir, found.step)
         say(f"resuming from {found.folder}", quiet)
     about = describe_data(dataset, codec)
-    settings = {"config": chosen(config), "data": about, "provenance": provenance(device, seed=config.seed)}
+    origin = {"init": {"given": init.given, **init.pretrained.source}} if init is not None else _origin(workdir)
+    facts = provenance(device, seed=config.seed, **origin)
+    settings = {"config": chosen(config), "data": about, "provenance": facts}
     write_settings(workdir, settings)
     if state.step >= options.num_steps:
         say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
@@ -131,6 +141,31 @@ def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingO
         expected = "0, for the network cannot be told that there is no class (null_class=False)"
         require(droppable, "training.label_dropout", options.label_dropout, expected, remedy)
     return names
+
+
+def _origin(workdir: Path) -> dict[str, Any]:
+    """Return what the provenance of a run says of others' weights that it was begun from."""
+    stored = read_settings(workdir).get("provenance", {}) if is_run(workdir) else {}
+    return {key: stored[key] for key in ("source", "init") if key in stored}
+
+
+def _start_from(source: Source, network: nn.Module, dataset: Dataset) -> None:
+    """Give a network the averaged weights of another run.
+
+    Raises:
+        InputError: naming a parameter that does not fit, or if the classes of the data are others.
+    """
+    then, now = tuple(source.about.get("class_names") or ()), tuple(dataset.class_names)
+    told = bool(getattr(network, "num_classes", 0))
+    expected = f"those that {source.given} was trained with, {', '.join(then)}"
+    remedy = "take data of the same classes in this order, or a network without classes"
+    require(not (told and then and now) or then == now, f"classes of {dataset.name}", ", ".join(now), expected, remedy)
+    try:
+        checkpoints.fill(network, source.pretrained.weights, Path(source.given))
+    except InputError as error:
+        if source.shape == dataset.shape:
+            raise
+        raise InputError(f"{error}; it was trained on data of shape {source.shape}, not {dataset.shape}") from None
 
 
 def fit(

@@ -221,7 +221,9 @@ def require_like(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str,
     Raises:
         InputError: names the first that differ.
     """
-    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
+    problems = [f"missing {k}" for k in own if k not in tensors] + [
+        f"unexpected {k}" for k in sorted(tensors) if k not in own
+    ]
     for key, value in own.items():
         if key in tensors and tensors[key].shape != value.shape:
             problems.append(f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(value.shape)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import read_json
-from sde_diffusion.registry import Registry, hint
+from sde_diffusion.registry import Registry
 
 
 def read_config(path: Path, expected: str) -> dict[str, Any]:
@@ -33,7 +33,9 @@ def build(path: Path, registry: Registry[Any], name: str, **options: Any) -> Any
 
 
 def require_known(path: Path, key: str, value: Any, known: Sequence[Any]) -> None:
-    """Refuse a value that is none of the known ones, with the nearest of them."""
+    """Refuse a value that is none of the known ones.
+
+    A program wrote it: what is spelt like it is no better guess than the others, and may mean something else.
+    """
     if value not in known:
-        near = hint(value, [k for k in known if k]) if isinstance(value, str) else ";"
-        raise refuse(path, key, value, f"not supported{near} supported: {', '.join(map(str, known))}")
+        raise refuse(path, key, value, f"not supported; supported: {', '.join(map(str, known))}")

@@ -1,12 +1,10 @@
-"""Pipeline folders of diffusers: a ``UNet2DModel`` and its scheduler's configuration become our network and SDE.
-
-    model_index.json  unet/{config.json, diffusion_pytorch_model.safetensors}  scheduler/scheduler_config.json
-
-A folder with the model alone is read too, with ``scheduler_config.json`` in it or ``scheduler/`` in or beside it.
+"""Folders of diffusers: a ``UNet2DModel`` and its scheduler's configuration become our network and SDE.
 
 Their index j = 0 … N − 1 is our t = (j + 1)/N on the exact chain, which is told N t − 1 (``noise_label="discrete"``).
 Pictures of DDPM's schedulers are in [−1, 1] like ours. Those of the VE scheduler are in [0, 1]: on x′ = 2x − 1, where
 we work, σ′ = 2σ. Its networks return h/σ, the score, so that h = −ε.
+
+Where no scheduler is there, the noise is what the user's configuration says of ``sde`` and ``denoiser``.
 """
 
 from __future__ import annotations
@@ -16,43 +14,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json, sha256
+from sde_diffusion.errors import InputError
 from sde_diffusion.networks import NETWORKS
+from sde_diffusion.terminal import notice
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
-from sde_diffusion.training.loaders.descriptions import build, read_config, refuse
-from sde_diffusion.training.loaders.diffusers_model import load_weights, network_options, picture_shape, read_model
-from sde_diffusion.training.loaders.diffusers_scheduler import read_diffusion
+from sde_diffusion.training.loaders.descriptions import build, read_config
+from sde_diffusion.training.loaders.diffusers_layout import (
+    INDEX,
+    MODEL,
+    SCHEDULER,
+    Layout,
+    digest,
+    find,
+    read_weights,
+    recognises,
+    step_of,
+)
+from sde_diffusion.training.loaders.diffusers_model import (
+    network_options,
+    old_middle,
+    picture_shape,
+    read_model,
+    to_ours,
+)
+from sde_diffusion.training.loaders.diffusers_scheduler import not_taken_over, read_diffusion, reverses_sign
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-SCHEDULER = "scheduler_config.json"
 AGREEMENT = 1e-5  # relative, of the outputs in float32
 
 INPUT = {(False, False): (1.0, 0.0), (False, True): (2.0, -1.0), (True, False): (0.5, 0.5), (True, True): (1.0, 0.0)}
-"""Scale and shift from our x to what the network sees, by whether it is VE and ``center_input_sample``."""
+"""Scale and shift from our x to what the network sees, by whether its pictures are in [0, 1] and it centres them."""
 
 
-def _folders(source: Path) -> tuple[Path, Path]:
-    """Return the folder of the model and the file of the scheduler."""
-    index = source / "model_index.json"
-    if index.is_file():
-        for part, value in read_config(index, "the index of a diffusers pipeline").items():
-            if part.startswith("_") or value in (None, [None, None]):
-                continue
-            if part not in ("unet", "scheduler"):
-                raise refuse(index, part, value, "not supported; expected a pipeline of unet and scheduler alone")
-            if not isinstance(value, list) or len(value) != 2 or value[0] != "diffusers":
-                raise refuse(index, part, value, "not supported; code outside of diffusers is not run")
-        return source / "unet", source / "scheduler" / SCHEDULER
-    places = [source, source / "scheduler", source.parent / "scheduler"]
-    found = [place / SCHEDULER for place in places if (place / SCHEDULER).is_file()]
-    require(bool(found), "source", str(source), f"{SCHEDULER} in it, or in a folder scheduler/ in or beside it")
-    return source, found[0]
-
-
-def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: int, ve: bool) -> float | None:
+def _difference(
+    model: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module, shape: Sequence[int], sign: float
+) -> float | None:
     """Return the relative difference between our output and that of diffusers; None where it is not installed.
 
     On small pictures, of 2×2 where they are smallest: the weights do not know the size.
@@ -61,60 +58,105 @@ def _difference(folder: Path, network: nn.Module, shape: Sequence[int], levels: 
         from diffusers import UNet2DModel
     except (ImportError, RuntimeError):  # not there, or not complete
         return None
-    model = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
-    sides = [min(side, 2**levels) for side in shape[1:]]
-    x = torch.randn(2, shape[0], *sides, generator=torch.Generator().manual_seed(0))
-    label = torch.tensor([0.5, 20.0]) if ve else torch.tensor([3.0, 700.0])  # σ, or the index
-    classes = torch.arange(2) % model.config.num_class_embeds if model.config.num_class_embeds else None
+    theirs_network = UNet2DModel.from_config({k: v for k, v in model.items() if not k.startswith("_")})
+    theirs_network.load_state_dict(tensors)
+    fourier = model["time_embedding_type"] == "fourier"
+    sides = [min(side, 2 ** len(model["block_out_channels"])) for side in shape[1:]]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, shape[0], *sides, generator=generator)
+    label = torch.tensor([0.5, 20.0]) if fourier else torch.tensor([3.0, 700.0])  # σ, or the index
+    told = {
+        "number": torch.tensor([2.0, 5.0]),
+        "code": torch.randn(2, theirs_network.time_embedding.linear_2.out_features, generator=generator),
+        "classes": torch.arange(2) % (model["num_class_embeds"] or 1),
+    }
+    given = {name: told[name] for name in getattr(network, "conditions", ())}
+    seen = getattr(network, "input_scale", 1.0) * x + getattr(network, "input_shift", 0.0)
+    if model["center_input_sample"]:
+        seen = 0.5 * seen + 0.5
     with torch.no_grad():
-        theirs = model.eval().float()(0.5 * x + 0.5 if ve else x, label, class_labels=classes).sample
-        ours = network.eval()(x, label.log() if ve else label, classes)
-    if ve:
-        theirs = -theirs * label[:, None, None, None]
-    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
+        theirs = theirs_network.eval()(seen, label, class_labels=next(iter(given.values()), None)).sample
+        ours = network.eval()(x, label.log() if fourier else label, **given)
+    if fourier:
+        theirs = theirs * label[:, None, None, None]
+    return float((ours - sign * theirs).norm() / theirs.norm().clamp_min(1e-30))
+
+
+def _diffusion(layout: Layout, options: dict[str, Any], config: dict[str, Any] | None) -> tuple[dict[str, Any], Any]:
+    """Return our configuration of the noise, and what the scheduler says; or the user's, and None.
+
+    Raises:
+        InputError: if there is neither, naming what is needed, or the two cannot be.
+    """
+    fourier = options["embedding"] == "fourier"
+    if layout.scheduler is not None:
+        scheduler = read_config(layout.scheduler, "the configuration of a scheduler")
+        return read_diffusion(layout.scheduler, scheduler, fourier, options["learned_variance"]), scheduler
+    if config is None:
+        named = f" ({INDEX} names {layout.named}, not its numbers)" if layout.named else ""
+        sde, label = ("ve", "log_sigma") if fourier else ("ddpm", "discrete")
+        raise InputError(
+            f"{layout.model}: no {SCHEDULER} in it or near it{named}: nothing says by which noise it was trained; put "
+            f"it there, or give --config=FILE.py with sde ({sde} with its options), denoiser.noise_label ({label}) and "
+            "denoiser.prediction"
+        )
+    told = config["denoiser"]["noise_label"]["name"]
+    if fourier is not (told == "log_sigma"):
+        kind = "log_sigma, for the network is told σ" if fourier else "another, for the network is not told σ"
+        raise InputError(f"denoiser.noise_label={told!r}: expected {kind}; {layout.model} has no {SCHEDULER}")
+    return {}, None
 
 
 @LOADERS.register("diffusers")
 class DiffusersFolder(Loader):
-    """A local folder of diffusers: a pipeline of ``UNet2DModel`` and scheduler, or the model with a scheduler by it.
+    """A local folder of diffusers: a pipeline of ``UNet2DModel`` and scheduler, or the model alone.
 
     Of what the scheduler says of sampling alone, its variance becomes an option of ours, and how it bounds x₀
-    (``clip_sample``, ``thresholding``) our ``denoiser.thresholding``; the rest is kept in ``source`` and not acted on.
+    (``clip_sample``, ``thresholding``) our ``denoiser.thresholding``; what is not taken over is told in a line.
     """
 
     def recognises(self, path: Path) -> bool:
-        if (path / "model_index.json").is_file():
-            return True
-        config = path / "config.json"
-        content = read_json(config) if config.is_file() else None
-        return isinstance(content, dict) and "_class_name" in content
+        return recognises(path)
 
     def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
-        folder, schedule = _folders(path)
-        model = read_model(folder / "config.json")
-        scheduler = read_config(schedule, "the configuration of a scheduler")
-        shape = picture_shape(folder / "config.json", model, config)
-        options = network_options(folder / "config.json", model)
-        diffusion = read_diffusion(schedule, scheduler, options["embedding"] == "fourier")
-        ve = diffusion["sde"]["name"] == "ve"
-        options["input_scale"], options["input_shift"] = INPUT[ve, model["center_input_sample"]]
+        layout = find(path)
+        file = layout.model / MODEL
+        model = read_model(file)
+        tensors = read_weights(layout.model)
+        model = old_middle(model, tensors)
+        shape = picture_shape(file, model, config)
+        options = network_options(file, model)
+        diffusion, scheduler = _diffusion(layout, options, config)
+        denoiser = diffusion.get("denoiser") or (config or {})["denoiser"]
+        label = denoiser["noise_label"]
+        halved = label["name"] == "log_sigma" and label["log_sigma"]["scale"] == 0.5
+        options["input_scale"], options["input_shift"] = INPUT[halved, model["center_input_sample"]]
         with torch.device("meta"):
-            network: nn.Module = build(folder / "config.json", NETWORKS, "unet2d", shape=shape, **options)
-        weights = load_weights(folder / WEIGHTS, network.state_dict(), options, model["flip_sin_to_cos"], ve)
+            network: nn.Module = build(file, NETWORKS, "unet2d", shape=shape, **options)
+        own = network.state_dict()
+        opposite = options["embedding"] == "fourier" if scheduler is None else reverses_sign(scheduler)
+        how: dict[str, Any] = {"options": options, "cosine_first": model["flip_sin_to_cos"], "score": opposite}
+        weights = to_ours(layout.model, tensors, own, **how)
         network.load_state_dict(weights, assign=True)
-        difference = _difference(folder, network, shape, len(options["widths"]), ve)
+        difference = _difference(model, tensors, network, shape, -1.0 if opposite else 1.0)
         if difference is not None and not difference <= AGREEMENT:
             raise InputError(
                 f"{path}: our output differs from that of diffusers by {difference:.1e} relative; expected at most "
                 f"{AGREEMENT:.0e}; please report this"
             )
+        raw = None if layout.raw is None else to_ours(layout.raw, read_weights(layout.raw), own, **how)
+        left = not_taken_over(scheduler or {"_class_name": ""})
+        if left:
+            how_to = "how that scheduler draws samples; not taken over, choose --sampler and its options"
+            notice(f"{layout.scheduler}: {', '.join(left)}: {how_to}")
         source = {
             "format": "diffusers",
             "path": str(path),
-            "sha256": sha256(folder / WEIGHTS),
+            "sha256": digest(layout.model),
             "diffusers_version": model.get("_diffusers_version"),
             "scheduler": scheduler,
+            "not_taken_over": left,
             "difference": difference,
         }
         found = {"data": {"shape": shape, "levels": 256}, "network": {"name": "unet2d", "unet2d": options}, **diffusion}
-        return Pretrained(found, weights, None, 0, source)
+        return Pretrained(found, weights, raw, step_of(layout.model), source)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, require
-from sde_diffusion.registry import hint
+from sde_diffusion.errors import InputError
 from sde_diffusion.training.loaders.descriptions import read_config, refuse, require_known
+from sde_diffusion.training.loaders.tensor_files import problems_of
 
 MODEL: dict[str, Any] = {
     "sample_size": None,
@@ -45,18 +45,35 @@ MODEL: dict[str, Any] = {
 }
 """The options of ``UNet2DModel`` and what they are where a folder does not say."""
 
+EMA = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+"""What the average of a training script writes among the options of its model."""
+
+OTHERS = {
+    "UNet2DConditionModel": "a network that is told a text or another sequence by cross-attention",
+    "UNet3DConditionModel": "a network on videos that is told a text",
+    "UNet1DModel": "a network on series with blocks of its own",
+    "AutoencoderKL": "an autoencoder, which is no denoiser",
+    "VQModel": "an autoencoder, which is no denoiser",
+    "DiTTransformer2DModel": "a transformer on latents",
+    "Transformer2DModel": "a transformer on latents",
+}
+"""Other models of diffusers, and what they are."""
+
 NONE_TOO = ("mid_block_type", "downsample_type", "upsample_type", "attention_head_dim", "norm_num_groups")
 """Options that may be null though their default is not."""
 
 KNOWN: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "fourier"),
-    "class_embed_type": (None,),
+    "class_embed_type": (None, "timestep", "identity"),
     "mid_block_type": ("UNetMidBlock2D", None),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "downsample_padding": (0, 1),
     "act_fn": ("silu", "swish", "gelu", "mish", "relu"),
 }
 """What we have of options with few values."""
+
+TOLD = {None: "classes", "timestep": "number", "identity": "code"}
+"""What the network is told beside the time, by ``class_embed_type``."""
 
 LEVELS = {
     "down": {
@@ -81,6 +98,8 @@ NAMES = [
     (r"^time\.1\.", "time_embedding.linear_1."),
     (r"^time\.3\.", "time_embedding.linear_2."),
     (r"^classes\.", "class_embedding."),
+    (r"^number\.0\.", "class_embedding.linear_1."),
+    (r"^number\.2\.", "class_embedding.linear_2."),
     (r"^stem\.", "conv_in."),
     (r"^norm\.", "conv_norm_out."),
     (r"^head\.", "conv_out."),
@@ -118,12 +137,16 @@ def _their_names(name: str, options: dict[str, Any]) -> list[str]:
 def read_model(path: Path) -> dict[str, Any]:
     """Return the options of their model, all of them, each one that we have."""
     content = read_config(path, "the configuration of a UNet2DModel")
-    require_known(path, "_class_name", content.get("_class_name"), ["UNet2DModel"])
+    name = content.get("_class_name")
+    if name != "UNet2DModel":
+        what = OTHERS.get(str(name), "a model that is not known here")
+        raise refuse(path, "_class_name", name, f"{what}; expected a 'UNet2DModel'")
+    content = {key: value for key, value in content.items() if key not in EMA}
     for key, value in content.items():
         if key.startswith("_"):
             continue
         if key not in MODEL:
-            raise refuse(path, key, value, f"not supported{hint(key, list(MODEL))} not known of UNet2DModel here")
+            raise refuse(path, key, value, "not known of UNet2DModel here; take it out if it changes nothing")
         default = MODEL[key]
         kind = (int, float) if isinstance(default, (int, float)) else type(default)
         free = default is None or (value is None and key in NONE_TOO)
@@ -132,8 +155,9 @@ def read_model(path: Path) -> dict[str, Any]:
     model = {**MODEL, **content}
     for key, known in KNOWN.items():
         require_known(path, key, model[key], known)
-    if model["out_channels"] != model["in_channels"]:
-        raise refuse(path, "out_channels", model["out_channels"], "not supported; expected as many as in_channels")
+    if model["out_channels"] not in (model["in_channels"], 2 * model["in_channels"]):
+        expected = "not supported; expected as many as in_channels, or twice as many with a learned variance"
+        raise refuse(path, "out_channels", model["out_channels"], expected)
     return model
 
 
@@ -170,6 +194,7 @@ def network_options(path: Path, model: dict[str, Any]) -> dict[str, Any]:
     """Return the options of our network that their model has."""
     scale_shift = model["resnet_time_scale_shift"] == "scale_shift"
     fourier = model["time_embedding_type"] == "fourier"
+    told = TOLD[model["class_embed_type"]]
     middle = "none" if model["mid_block_type"] is None else "attention" if model["add_attention"] else "plain"
     return {
         "widths": tuple(model["block_out_channels"]),
@@ -189,31 +214,10 @@ def network_options(path: Path, model: dict[str, Any]) -> dict[str, Any]:
         "embedding": "fourier" if fourier else "sinusoidal",
         "frequency_shift": float(model["freq_shift"]),
         "code_width": model["time_embedding_dim"] or 0,
-        "num_classes": model["num_class_embeds"] or 0,
+        "num_classes": (model["num_class_embeds"] or 0) if told == "classes" else 0,
+        "told": told,
+        "learned_variance": model["out_channels"] != model["in_channels"],
     }
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return their weights by their present names, in float32."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    pickles = sorted(path.parent.glob("*.bin"))
-    remedy = "there is no such file"
-    if pickles:
-        remedy = f"{pickles[0].name} is a pickle, which may run code, and is not read; "
-        remedy += "save it with diffusers as model.save_pretrained(FOLDER, safe_serialization=True)"
-    require(path.is_file(), "source", str(path), "the weights as safetensors", remedy)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-    renamed = {}
-    for name, tensor in tensors.items():
-        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-            name = re.sub(rf"(\.attentions\.\d+)\.{old}\.", rf"\1.{new}.", name)  # the names of the first releases
-        renamed[name] = tensor.float()
-    return renamed
 
 
 def _translate(
@@ -226,43 +230,51 @@ def _translate(
         for name, tensor in own.items()
         for part in parts[name]
     }
-    problems = [f"missing {name}" for name in shapes if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in shapes]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
+    problems = problems_of(shapes, tensors)
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{path}: does not fit its config.json: {'; '.join(problems[:3])}{more}")
+        raise InputError(f"{path}: does not fit its config.json: {problems}")
     return {name: torch.cat([tensors[part] for part in names]) for name, names in parts.items()}
 
 
-def _adapt(weights: dict[str, Tensor], cosine_first: bool, ve: bool) -> None:
-    """Change what differs by more than names: the order of the waves, and the sign of a VE network's output."""
-    if cosine_first and not ve:
-        cosine, sine = weights["time.1.weight"].chunk(2, dim=1)
-        weights["time.1.weight"] = torch.cat([sine, cosine], dim=1)
-    if ve:
-        for name in weights:
-            if name.startswith("head.") or ".to_picture." in name:
-                weights[name] = -weights[name]
+def old_middle(model: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the options with the normalisation that attention in the middle had up to version 0.16, if it is there.
+
+    Since then there is none beside "scale_shift" unless ``attn_norm_num_groups`` says so, which the old ones did not.
+    """
+    there = "mid_block.attentions.0.group_norm.weight" in tensors
+    old = there and model["attn_norm_num_groups"] is None and model["resnet_time_scale_shift"] == "scale_shift"
+    groups = model["norm_num_groups"] or min(model["block_out_channels"][-1] // 4, 32)
+    return {**model, "attn_norm_num_groups": groups} if old else model
 
 
-def load_weights(
-    path: Path, own: dict[str, Tensor], options: dict[str, Any], cosine_first: bool, ve: bool
+def to_ours(
+    path: Path,
+    tensors: dict[str, Tensor],
+    own: dict[str, Tensor],
+    options: dict[str, Any],
+    cosine_first: bool,
+    score: bool,
 ) -> dict[str, Tensor]:
-    """Return the weights of a file by our names, for a network with the state ``own``.
+    """Return weights by our names, for a network with the state ``own``.
 
     Args:
+        path: where they are from.
         options: of our network.
         cosine_first: the model's ``flip_sin_to_cos``.
-        ve: whether the network returns the score of a VE SDE.
+        score: whether the network returns the score, whose sign is not that of ε.
 
     Raises:
         InputError: naming missing and unexpected keys and shapes that do not fit, by their names.
     """
-    weights = _translate(path, _read_weights(path), own, options)
-    _adapt(weights, cosine_first, ve)
+    weights = _translate(path, tensors, own, options)
+    if cosine_first and options["embedding"] == "sinusoidal":
+        for name in ("time.1.weight", "number.0.weight"):
+            if name in weights:
+                cosine, sine = weights[name].chunk(2, dim=1)
+                weights[name] = torch.cat([sine, cosine], dim=1)
+    if score:
+        weights = {
+            name: -tensor if name.startswith("head.") or ".to_picture." in name else tensor
+            for name, tensor in weights.items()
+        }
     return weights

@@ -17,13 +17,11 @@ References:
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +33,7 @@ from sde_diffusion.networks.embeddings import GaussianFourier
 from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, FIRConvHalve
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.score_sde_description import read_description
+from sde_diffusion.training.loaders.tensor_files import outline, problems_of, read_pickle, states
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[Tensor], int]:
@@ -43,19 +42,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[Tensor], int]:
     Raises:
         InputError: if the file holds anything that would run, or is not such a checkpoint.
     """
-    # Their warm-up leaves the learning rate as a NumPy number: no code, but a name that must be known.
-    scalar: Any = np.float64(0.0).__reduce__()[0]
-    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    try:
-        with torch.serialization.safe_globals([*numbers, np.dtype, np.dtypes.Float64DType]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"{found[1]}, which could run code" if found else "something else than tensors and numbers"
-        raise InputError(f"{path}: refused, it holds {what}; only tensors and numbers are read") from None
-    except Exception as error:  # whatever a broken file makes the reader raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable checkpoint of score_sde_pytorch ({reason})") from None
+    content = read_pickle(path, "checkpoint of score_sde_pytorch")
     try:
         model = {key.removeprefix("module."): tensor.float() for key, tensor in content["model"].items()}
         return model, [tensor.float() for tensor in content["ema"]["shadow_params"]], int(content["step"])
@@ -81,6 +68,13 @@ _PARTS: dict[type[nn.Module], dict[str, tuple[str, ...]]] = {
 """What the parts of our blocks are called there; qkv is one convolution here and three there."""
 
 
+TO_PICTURE = r"head\.|outputs\.\d+\.conv\."
+"""The layers whose sum is the output."""
+
+EMPTY = nn.Identity()
+"""What halves or doubles a picture there: it is counted and has no weights."""
+
+
 def _modules(net: SkipUNet) -> Iterator[tuple[str, nn.Module]]:
     """Yield the names of our modules, and the modules, in the order in which theirs are numbered."""
     for i, layer in enumerate(net.time.layers):
@@ -88,16 +82,32 @@ def _modules(net: SkipUNet) -> Iterator[tuple[str, nn.Module]]:
             yield f"time.layers.{i}", layer
     yield "stem", net.stem
     inputs = iter(net.inputs.named_children())
+    number = 0
     for part in ("down", "middle", "up"):
         for i, block in enumerate(getattr(net, part)):
             yield f"{part}.{i}", block
             if isinstance(block, ResBlock) and isinstance(block.attention, Attention):
                 yield f"{part}.{i}.attention", block.attention
             if part == "down" and net.adds_input(i):
+                if net.progressive_input == "input_skip":
+                    yield "", EMPTY
                 name, module = next(inputs)
                 yield f"inputs.{name}", module
+            if part == "up" and len(net.outputs) and _ends_level(net, i):
+                if number:
+                    yield "", EMPTY
+                for kind, module in net.outputs[number].named_children():
+                    yield f"outputs.{number}.{kind}", module
+                number += 1
+    if number:
+        yield "", EMPTY
     yield "norm", net.norm
     yield "head", net.head
+
+
+def _ends_level(net: SkipUNet, i: int) -> bool:
+    """Return whether block ``i`` of the way up is the last at its size, and not of the top."""
+    return i % (net.num_blocks + 2) == net.num_blocks and i + 1 < len(net.up)
 
 
 def _origins(net: SkipUNet) -> dict[str, list[str]]:
@@ -107,6 +117,8 @@ def _origins(net: SkipUNet) -> dict[str, list[str]]:
         for part, theirs in _PARTS.get(type(module), {"": ("",)}).items():
             if part == "skip" and isinstance(net, DDPM):
                 theirs = ("NIN_0",)
+            if name.startswith("inputs.") and net.progressive_input == "input_skip":
+                theirs = ("Conv_0",)
             for kind in ("weight", "bias", "frequencies"):
                 key = ".".join(filter(None, (name, part, kind)))
                 if key in own:
@@ -133,18 +145,11 @@ def _translate(theirs: dict[str, Tensor], net: SkipUNet, path: Path) -> dict[str
         rows //= len(keys)
         for key in keys:  # NIN's matrices are our 1×1 convolutions, turned over
             shapes[key] = (rest[0], rows) if ".NIN" in key and key.endswith(".W") else (rows, *rest)
-    problems = [f"missing {key}" for key in shapes if key not in theirs]
-    problems += [f"unexpected {key}" for key in theirs if key not in shapes]
-    problems += [
-        f"{key} has shape {tuple(theirs[key].shape)}, not {shape}"
-        for key, shape in shapes.items()
-        if key in theirs and theirs[key].shape != shape
-    ]
+    problems = problems_of(shapes, theirs)
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            f"{path}: does not fit the network as configured: {'; '.join(problems[:3])}{more}; compare config.network "
-            "and the shape of config.data with what the checkpoint was trained with"
+            f"{path}: does not fit the network as configured: {problems}; compare config.network and the shape of "
+            "config.data with what the checkpoint was trained with"
         )
 
     def turned(key: str) -> Tensor:
@@ -166,7 +171,10 @@ class ScoreSDE(Loader):
     """A .pth file of score_sde_pytorch."""
 
     def recognises(self, path: Path) -> bool:
-        return path.is_file() and path.suffix == ".pth"
+        found = states(outline(path))
+        if found is None:  # it may be one that is broken
+            return path.is_file() and path.suffix == ".pth"
+        return any(name.startswith("all_modules.") for name in found[0])
 
     def load(self, path: Path, config: dict[str, Any] | None) -> Pretrained:
         beside = path.with_suffix(".json")
@@ -189,7 +197,7 @@ class ScoreSDE(Loader):
         if config["sde"]["name"] == "ve":
             _check_noise(config, sigmas, path)
             averaged, raw = (
-                {key: -value if key.startswith("head.") else value for key, value in weights.items()}
+                {key: -value if re.match(TO_PICTURE, key) else value for key, value in weights.items()}
                 for weights in (averaged, raw)
             )
         facts = {"format": "score_sde_pytorch", "path": str(path), "sha256": sha256(path)}

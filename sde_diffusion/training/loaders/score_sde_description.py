@@ -14,6 +14,7 @@ from typing import Any
 
 from sde_diffusion.errors import InputError, require, require_float
 from sde_diffusion.files import read_json
+from sde_diffusion.networks.skip_unet import INPUTS, OUTPUTS
 
 
 class _Description:
@@ -60,6 +61,7 @@ def _network(described: _Description) -> dict[str, Any]:
     name = described.demand("model", "name", "ddpm", "ncsnpp")
     described.demand("model", "nonlinearity", "swish")
     described.demand("model", "conditional", True)
+    pyramids: dict[str, Any] = {}
     fourier = False  # DDPM's network has no choice, whatever the field says
     if name == "ddpm":
         described.demand("model", "resamp_with_conv", True)
@@ -68,8 +70,11 @@ def _network(described: _Description) -> dict[str, Any]:
         name = "ncsnpp" if fir else "ddpmpp"
         if fir:
             described.demand("model", "fir_kernel", [1, 3, 3, 1])
-        described.demand("model", "progressive_input", "residual" if fir else "none")
-        described.demand("model", "progressive", "none")
+        inputs, outputs = (INPUTS, OUTPUTS) if fir else (("none",), ("none",))
+        pyramids["progressive_input"] = described.demand("model", "progressive_input", *inputs)
+        pyramids["progressive"] = described.demand("model", "progressive", *outputs)
+        if pyramids["progressive_input"] == "input_skip":
+            described.demand("model", "progressive_combine", "sum")
         described.demand("model", "resblock_type", "biggan")
         described.demand("model", "skip_rescale", True)
         on_sigma = described.get("training", "sde") == "vesde" and described.get("training", "continuous")
@@ -82,7 +87,7 @@ def _network(described: _Description) -> dict[str, Any]:
         "dropout": described.number("model", "dropout"),
         "embedding": "fourier" if fourier else "sinusoidal",
     }
-    return {"name": name, name: options}
+    return {"name": name, name: {**options, **(pyramids if name == "ncsnpp" else {})}}
 
 
 def _sde_and_label(described: _Description) -> tuple[dict[str, Any], dict[str, Any]]:
