@@ -45,6 +45,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
         "plotly>=6",
+        "pyyaml>=6",
         "safetensors>=0.4.3",
         "scikit-learn>=1.4",
         "scipy>=1.11",

@@ -140,17 +140,28 @@ def modern_flags(overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def complete(config: ConfigDict) -> ConfigDict:
-    """Return a configuration with the keys of what was registered after it was made, at their defaults."""
+def complete(config: ConfigDict, source: str = "config") -> ConfigDict:
+    """Return a configuration with the keys of what was registered after it was made, at their defaults.
+
+    Args:
+        source: where it is from, for a message.
+
+    Raises:
+        InputError: on a key that is not known.
+    """
     whole = default_config()
-    _overlay(whole, config)
+    _overlay(whole, config, source, "")
     return whole
 
 
-def _overlay(whole: ConfigDict, config: ConfigDict) -> None:
+def _overlay(whole: ConfigDict, config: ConfigDict, source: str, prefix: str) -> None:
     for key, value in config.items():
-        if isinstance(value, ConfigDict) and isinstance(whole.get(key), ConfigDict):
-            _overlay(whole[key], value)
+        if key not in whole:
+            raise InputError(
+                f"config={source!r}: unknown key {prefix + key!r}{hint(key, list(whole))} it is never read"
+            )
+        if isinstance(value, ConfigDict) and isinstance(whole[key], ConfigDict):
+            _overlay(whole[key], value, source, f"{prefix}{key}.")
         else:
             whole[key] = value
 

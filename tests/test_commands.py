@@ -280,6 +280,75 @@ def test_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "divisible by 2" in refused(capsys, "train", run, *flags)
 
 
+def test_configurations_that_are_no_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typo, an unknown key, a file that ends the program, JSON that is none: one line each."""
+    start = "from sde_diffusion.config import default_config\ndef get_config():\n    config = default_config()\n"
+    for text, words in (
+        (f"{start}    config.trainig = 3\n    return config\n", "unknown key 'trainig'; did you mean 'training'?"),
+        (
+            f"{start}    config.training.num_step = 3\n    return config\n",
+            "unknown key 'training.num_step'; did you mean",
+        ),
+        (f"{start}    config.training.num_steps.x = 3\n    return config\n", "cannot be read: AttributeError"),
+        ("import sys\nsys.exit(0)\n", "it ends the program, sys.exit(0), where it should return a configuration"),
+    ):
+        (tmp_path / "my.py").write_text(text)
+        run = f"--workdir={tmp_path / 'run'}"
+        assert words in refused(capsys, "train", run, f"--config={tmp_path / 'my.py'}")
+    for name, text, words in (
+        ("a.json", "{", "cannot be read"),
+        ("b.yaml", "[1, 2]", "keys and values of a configuration"),
+        ("c.yaml", "trainig: {num_steps: 3}", "unknown key 'trainig'; did you mean 'training'?"),
+        ("d.json", "[" * 100_000, "cannot be read"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert words in refused(capsys, "train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path / name}")
+
+
+def test_a_configuration_may_be_json_or_yaml_or_that_of_a_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").write_text(
+        "training: {num_steps: 2, batch_size: 4}\nnetwork: {name: unet, unet: {channels: 8}}\nsde: subvp\n"
+        "objective: {denoising: {times: {stratified: {t_min: 1e-4}}}}\n"
+    )
+    assert main(["train", "--workdir=~/one", "--config=~/my.yaml", "--quiet", "--device=cpu"]) == 0
+    stored = read_record(tmp_path / "one" / "config.json")["config"]
+    assert (stored["sde"]["name"], stored["network"]["unet"]["channels"]) == ("subvp", 8)
+    again = [f"--workdir={tmp_path / 'two'}", f"--config={trained / 'config.json'}", "--config.training.num_steps=1"]
+    assert main(["train", *again, "--quiet", "--device=cpu"]) == 0
+    one, two = (read_record(w / "config.json")["config"] for w in (trained, tmp_path / "two"))
+    assert one["network"] == two["network"]
+
+
+def test_flags_given_twice_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of numbers one would be lost, and tuples would be joined."""
+    twice = ["--config.sampler.pc.snr=0.1", "--config.sampler.pc.snr=0.2"]
+    assert "it is given as 0.1 too" in refused(capsys, "sample", f"--workdir={trained}", *twice)
+    tuples = ["--config.network.unet.channel_mults=1", "--config.network.unet.channel_mults=2"]
+    assert "it is given as 1 too" in refused(capsys, "train", "--workdir=nowhere", *tuples)
+
+
+def test_where_data_are_is_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    np.savez("table.npz", x=generator.normal(size=(20, 2)))
+    small = ["--config.data.name=npz", "--config.data.root=table.npz", "--config.training.num_steps=1", "--quiet"]
+    assert main(["train", "--workdir=run", *small]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    few = ["--num_samples=2", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--quiet"]
+    assert main(["likelihood", f"--workdir={tmp_path / 'run'}", *few]) == 0
+
+
+def test_a_terminal_without_greek_letters() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sde_diffusion", "samplers"]
+    found = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert b"heun" in found.stdout
+
+
 def test_stopping_by_hand_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(values: object, config: object) -> None:
         raise KeyboardInterrupt

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -19,7 +24,16 @@ from sde_diffusion.noise import require_seed
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
-from sde_diffusion.stored_config import complete, differences, is_choice, load_config, modern_flags, renamed
+from sde_diffusion.stored_config import (
+    complete,
+    differences,
+    is_choice,
+    load_config,
+    merge,
+    modern,
+    modern_flags,
+    renamed,
+)
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
@@ -68,18 +82,33 @@ def parse(
     flags.DEFINE_string(
         "config",
         "",
-        "Configuration, FILE.py or FILE.py:VARIANT; --config.KEY=VALUE changes a value.",
+        "Configuration: FILE.py or FILE.py:VARIANT, which is code and is run, or JSON or YAML, such as a run's "
+        "config.json; --config.KEY=VALUE changes a value.",
         flag_values=values,
     )
     flags.DEFINE_list("plugins", [], "Files (.py) and modules of your own, imported first.", flag_values=values)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
     rest = values([name, *others])
+    _expand(values)
     plugins.load(map(plugins.stored_name, values.plugins))
     if values.help:
         print(f"sde-diffusion {name}: {summary}\n{values.get_help()}\n\nDefault configuration:\n{default_config()}")
         raise SystemExit(0)
     require(len(rest) == 1, "argument", rest[-1], "only flags", "write --flag=value")
     return values, overrides
+
+
+PATHS = ("workdir", "source", "init", "data", "conditions", "inception_weights", "image", "compare", "config")
+"""Flags whose values are paths, in which "~" is a person's home."""
+
+
+def _expand(values: flags.FlagValues) -> None:
+    for flag in PATHS:
+        value = values[flag].value if flag in values else None
+        if isinstance(value, list):
+            values[flag].value = [os.path.expanduser(path) for path in value]
+        elif value:
+            values[flag].value = os.path.expanduser(value)
 
 
 def resolve(
@@ -108,6 +137,7 @@ def resolve(
         require(key != "config.plugins", "argument", override, "plug-ins before all else", "give --plugins=FILE,module")
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
     overrides = [_by_name(config, override) for override in overrides]
+    _require_single(overrides)
     _require_chosen(config, overrides, against=values.against if "against" in values else "")
     try:
         holder = flags.FlagValues()
@@ -167,6 +197,8 @@ def config_file(path: str) -> ConfigDict:
         InputError: if it is not there, or cannot be read.
     """
     path = path or default_file.__file__
+    if Path(path).suffix in (".json", ".yaml", ".yml"):
+        return _plain_config(Path(path))
     stem, colon, variant = path.partition(".py:")  # not at any colon: a drive has one
     file = f"{stem}.py" if colon else path
     expected = "an existing Python file with a function get_config(), as FILE.py or FILE.py:VARIANT"
@@ -176,6 +208,9 @@ def config_file(path: str) -> ConfigDict:
         config.lock()
     except InputError as error:
         raise InputError(f"config={path!r}: {error}") from None
+    except SystemExit as error:
+        reason = f"it ends the program, sys.exit({error.code!r}), where it should return a configuration"
+        raise InputError(f"config={path!r}: {reason}") from None
     except Exception as error:  # whatever a person's file raises
         reason = renamed(None, error) or f"cannot be read: {type(error).__name__}: {error}"
         raise InputError(f"config={path!r}: {reason}") from None
@@ -183,7 +218,38 @@ def config_file(path: str) -> ConfigDict:
         raise InputError(f"config={path!r}: {old}")
     config.plugins = tuple(plugins.stored_name(name, Path(file).parent) for name in config.plugins)
     plugins.load(config.plugins)
-    return complete(config)
+    return complete(config, path)
+
+
+def _numbers(value: Any) -> Any:
+    """Return what YAML says with 1e-5 as a number, which YAML takes for a text."""
+    if isinstance(value, dict):
+        return {key: _numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_numbers(part) for part in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value
+
+
+def _plain_config(path: Path) -> ConfigDict:
+    """Read a configuration that is data: the keys that differ from the default, or a run's own ``config.json``.
+
+    Raises:
+        InputError: if it cannot be read, or has a key that is not known.
+    """
+    require(path.is_file(), "config", str(path), "an existing file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else _numbers(yaml.safe_load(text))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"config='{path}': cannot be read: {' '.join(str(error).split())[:200]}") from None
+    require(isinstance(content, dict), "config", str(path), "keys and values of a configuration")
+    values = content["config"] if {"config", "data", "provenance"} <= content.keys() else content
+    names = [plugins.stored_name(str(name), path.parent) for name in values.get("plugins", ())]
+    plugins.load(names)
+    config = default_config()
+    merge(config, {**modern(values), "plugins": names}, path)
+    return config
 
 
 def _by_name(config: ConfigDict, override: str) -> str:
@@ -193,6 +259,19 @@ def _by_name(config: ConfigDict, override: str) -> str:
     for part in key.lstrip("-").split(".")[1:]:
         node = node[part] if isinstance(node, ConfigDict) else None
     return f"{key}.name={value}" if is_choice(node) else override
+
+
+def _require_single(overrides: Sequence[str]) -> None:
+    """Refuse a key that is given twice, of which one would be lost, or both taken together.
+
+    Raises:
+        InputError: names both.
+    """
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("-").partition("=")
+        require(key not in seen, f"--{key}", value, "one value", f"it is given as {seen.get(key)} too")
+        seen[key] = value
 
 
 def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -67,6 +68,9 @@ def _require_one_process() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, or 1 where a check failed or the disk is full, or 2 on bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no σ shall not end an hour's work
     if not arguments or arguments[0] in ("help", "--help", "-h"):
         print(usage())
         return 0

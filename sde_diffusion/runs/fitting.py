@@ -65,6 +65,7 @@ def train_run(
     checkpoints.sweep(workdir)
     found = checkpoints.read_to_train(workdir)
     dataset = configuration.build_dataset(config) if data is None else data
+    _make_absolute(config.data)
     if is_run(workdir):
         codec = read_codec(workdir, read_settings(workdir)["data"], config)
     else:
@@ -118,6 +119,14 @@ def _network_name(config: ConfigDict, dataset: Dataset) -> str:
             remedy = f"give --config.network.{name}.num_classes={count}, or --config.network={other}"
             require(count == 0, f"network.{other}.num_classes", count, expected, remedy)
     return name
+
+
+def _make_absolute(data: ConfigDict) -> None:
+    """Store where data are as absolute paths, so that the run finds them from any folder."""
+    for choice in (data, data.get(data.name, ConfigDict())):
+        root = choice.get("root", "")
+        if root and Path(root).expanduser().exists():
+            choice.root = str(Path(root).expanduser().resolve())
 
 
 def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingOptions) -> tuple[str, ...]:
