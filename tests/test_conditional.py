@@ -198,6 +198,9 @@ def test_a_run_with_classes_does_everything(conditional: Path, monkeypatch: pyte
     labels = run.dataset.conditions["classes"][1][:2]
     x = run.dataset.test[:2]
     quick: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2, "check": 0}
+    options = ScoringOptions(tolerance=0.5, bound_draws=2, bound_steps=2)
+    scored = run.score(num_examples=2, classes=labels, options=options, stem="own", quiet=True)
+    assert scored.summary["provenance"]["given"] == "a class for each"
     given = run.likelihood(x, classes=labels, **quick).log_prob
     assert given.shape == (2,)
     assert torch.equal(run.sample("ddim", num_steps=2, n=3, classes=7, quiet=True).z, torch.from_numpy(drawn[0]["z"]))

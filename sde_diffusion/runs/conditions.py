@@ -59,6 +59,13 @@ def _known_classes(names: Sequence[str], count: int) -> str:
     return f"numbers from 0 to {count - 1}{named}, with commas between several, or {ALL!r}"
 
 
+def words(classes: Classes) -> str:
+    """Return what a record says of classes."""
+    if isinstance(classes, (Tensor, np.ndarray)):
+        return "a class for each"
+    return DATA if classes in (None, "") else str(classes)
+
+
 def conditions_of_samples(run: Run, n: int, classes: Classes, others: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``n`` samples are conditioned on, one row a sample.
 

@@ -25,7 +25,7 @@ from sde_diffusion.evaluation.scoring import ScoringOptions, codec_noise
 from sde_diffusion.evaluation.sweep import Row, settings
 from sde_diffusion.likelihood import LikelihoodResult, log_likelihood
 from sde_diffusion.networks.execution import precision_of
-from sde_diffusion.runs.conditions import DATA, Classes, conditions_of_examples, conditions_of_samples
+from sde_diffusion.runs.conditions import Classes, conditions_of_examples, conditions_of_samples, words
 from sde_diffusion.runs.sample import Drawn, draw
 from sde_diffusion.runs.score import Scored, score
 from sde_diffusion.runs.sweep import SweepOptions, sweep_run
@@ -234,7 +234,7 @@ class Run:
         given = conditions_of_examples(self, examples, classes)
         facts = {"data": data.name, "split": split}
         if given:
-            facts["given"] = str(classes or DATA)
+            facts["given"] = words(classes)
         how: dict[str, Any] = {"stem": stem, "batch_size": batch_size, "quiet": quiet}
         return score(self, Examples(examples.x, given), options or ScoringOptions(), facts, **how)
 

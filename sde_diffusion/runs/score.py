@@ -24,7 +24,7 @@ from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, dig
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
 from sde_diffusion.records import read_record, write_record
-from sde_diffusion.runs.conditions import DATA, Classes, conditions_of_examples
+from sde_diffusion.runs.conditions import Classes, conditions_of_examples, words
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -171,7 +171,7 @@ def score_rows(
     options = replace(options, tolerance=options.tolerance or (DEFAULT_TOLERANCE if len(rows) < FEW else 0.0))
     facts = {"data": path.name}
     if given:
-        facts["given"] = str(classes or DATA)
+        facts["given"] = words(classes)
     stem = f"likelihood_{re.sub(r'[^A-Za-z0-9_.-]+', '_', path.stem)}"
     return score(run, Examples(rows.x, given), options, facts, stem=stem, batch_size=batch_size, quiet=quiet)
 
@@ -199,7 +199,7 @@ def score_pictures(
     options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
     facts: dict[str, Any] = {"files": [str(f) for f in files]}
     if given:
-        facts["given"] = str(classes)
+        facts["given"] = words(classes)
     how: dict[str, Any] = {"stem": "likelihood_pictures", "batch_size": batch_size, "quiet": quiet}
     found = score(run, Examples(k, given), options, facts, **how)
     scores, share = found.scores, -1.0 / (math.prod(run.shape) * math.log(2.0))
