@@ -325,9 +325,19 @@ def test_a_configuration_may_be_json_or_yaml_or_that_of_a_run(
 def test_flags_given_twice_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of numbers one would be lost, and tuples would be joined."""
     twice = ["--config.sampler.pc.snr=0.1", "--config.sampler.pc.snr=0.2"]
-    assert "it is given as 0.1 too" in refused(capsys, "sample", f"--workdir={trained}", *twice)
+    assert "it is given as 0.1 too" in refused(capsys, "sample", f"--workdir={trained}", "--sampler=pc", *twice)
     tuples = ["--config.network.unet.channel_mults=1", "--config.network.unet.channel_mults=2"]
     assert "it is given as 1 too" in refused(capsys, "train", "--workdir=nowhere", *tuples)
+
+
+def test_options_that_would_not_be_read_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = ["sample", f"--workdir={trained}", "--num_samples=1", "--quiet"]
+    assert "an option of ddim, with which is drawn" in refused(capsys, *about, "--config.sampler.pc.snr=0.2")
+    both = ["--sampler=heun", "--steps=3", "--config.sampler.heun.num_steps=4"]
+    assert "the number of steps once" in refused(capsys, *about, *both)
+    sweep = ["benchmark", f"--workdir={trained}", "--samplers=ddim,heun", "--steps=2", "--quiet"]
+    assert "an option of ddim, heun, with which" in refused(capsys, *sweep, "--config.sampler.pc.snr=0.2")
+    assert main([*about, "--config.sampler.name=pc", "--config.sampler.pc.snr=0.2", "--steps=2", "--device=cpu"]) == 0
 
 
 def test_where_data_are_is_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,7 @@ def resolve(
         _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
     overrides = [_by_name(config, override) for override in overrides]
     _require_single(overrides)
+    _require_read(values, config, overrides)
     _require_chosen(config, overrides, against=values.against if "against" in values else "")
     try:
         holder = flags.FlagValues()
@@ -272,6 +273,28 @@ def _require_single(overrides: Sequence[str]) -> None:
         key, _, value = override.lstrip("-").partition("=")
         require(key not in seen, f"--{key}", value, "one value", f"it is given as {seen.get(key)} too")
         seen[key] = value
+
+
+def _require_read(values: flags.FlagValues, config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Refuse options of a sampler that the command does not draw with, and a number of steps that is given twice.
+
+    Raises:
+        InputError: names the flag.
+    """
+    given = dict(override.lstrip("-").split("=", 1) for override in overrides)
+    if "samplers" in values:
+        read = list(values.samplers)
+    elif "sampler" in values and "num_samples" in values:
+        read = [values.sampler or given.get("config.sampler.name", config.sampler.name).strip("'\"")]
+    else:
+        return  # a training stores them, for commands to come
+    for key, value in given.items():
+        name, _, option = key.removeprefix("config.sampler.").partition(".")
+        if not key.startswith("config.sampler.") or not option:
+            continue
+        require(name in read, f"--{key}", value, f"an option of {', '.join(read)}, with which is drawn")
+        twice = option == "num_steps" and bool(values.steps)
+        require(not twice, f"--{key}", value, "the number of steps once", "leave it or --steps out")
 
 
 def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) -> None:
