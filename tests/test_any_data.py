@@ -21,7 +21,8 @@ from tests.test_commands import refused, trained
 __all__ = ["trained"]
 
 FAST = ["--quiet", "--device=cpu", "--config.training.num_steps=2", "--config.training.batch_size=8"]
-TOLD = ["--config.network=mlp", "--config.network.mlp.width=16", "--config.network.mlp.num_classes=2"]
+SIZE = ["--config.network=mlp", "--config.network.mlp.width=16"]
+TOLD = [*SIZE, "--config.network.mlp.num_classes=2"]
 SAMPLE = ["--quiet", "--device=cpu", "--num_samples=2", "--steps=2"]
 SCORE = ["--quiet", "--device=cpu", "--num_samples=2", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.1"]
 SWEEP = ["--quiet", "--device=cpu", "--num_samples=70", "--samplers=ddim", "--steps=2"]
@@ -36,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, P
     made = {
         "told": ["--config.data=two_moons", *TOLD],
         "always": ["--config.data=two_moons", *TOLD, "--config.training.label_dropout=0"],
-        "eight": ["--config.data=mixture", *TOLD, "--config.network.mlp.num_classes=8"],
+        "eight": ["--config.data=mixture", *SIZE, "--config.network.mlp.num_classes=8"],
         "plain": ["--config.data=swiss_roll"],
     }
     for name, flags in made.items():
@@ -157,7 +158,7 @@ def test_classes_as_an_array_or_a_list_are_the_same(runs: dict[str, Path]) -> No
             "data='swiss_roll': expected data with the condition 'classes', which the network is told; these have none",
         ),
         (
-            ["--config.data=two_moons", *TOLD, "--config.network.mlp.num_classes=3"],
+            ["--config.data=two_moons", *SIZE, "--config.network.mlp.num_classes=3"],
             "num_classes=3: expected 2, the classes of two_moons",
         ),
         (["--config.data=two_moons", *TOLD, "--config.training.label_dropout=1"], "label_dropout=1.0: expected less"),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from sde_diffusion import config as configuration
-from sde_diffusion.codecs import CODECS
+from sde_diffusion.codecs import CODECS, Codec
 from sde_diffusion.codecs.base import AUTO
 from sde_diffusion.data import Dataset
 from sde_diffusion.data.base import CLASSES
@@ -66,10 +66,7 @@ def train_run(
     found = checkpoints.read_to_train(workdir)
     dataset = configuration.build_dataset(config) if data is None else data
     _make_absolute(config.data)
-    if is_run(workdir):
-        codec = read_codec(workdir, read_settings(workdir)["data"], config)
-    else:
-        codec = configuration.build_codec(config, dataset)
+    codec = _codec(workdir, config, dataset)
     config.network.name = _network_name(config, dataset)
     torch.manual_seed(stream(config.seed, "weights"))
     network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
@@ -103,6 +100,13 @@ def train_run(
         return
     train(workdir, denoiser, state, objective, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
+
+
+def _codec(workdir: Path, config: ConfigDict, dataset: Dataset) -> Codec:
+    """Return the codec of a run, or of a new one that which is measured on its data."""
+    if is_run(workdir):
+        return read_codec(workdir, read_settings(workdir)["data"], config)
+    return configuration.build_codec(config, dataset)
 
 
 def _network_name(config: ConfigDict, dataset: Dataset) -> str:
