@@ -15,13 +15,11 @@ from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.data import DATASETS
 from sde_diffusion.evaluation import metrics
 from sde_diffusion.evaluation.extractors import BUILT_IN, WEIGHTS, metric_name
+from sde_diffusion.evaluation.frechet import frechet
 from sde_diffusion.evaluation.metrics import (
     Coordinates,
     Extractor,
     Features,
-    bootstrap_error,
-    extrapolated_frechet,
-    frechet,
     measure,
 )
 
@@ -44,27 +42,6 @@ def test_frechet_distance_of_known_gaussians() -> None:
     assert frechet(x, y) == pytest.approx(exact, abs=0.02)  # 5 standard errors of means and deviations
     assert frechet(x, x) == pytest.approx(0.0, abs=1e-6)
     assert frechet(x, y) == pytest.approx(frechet(y, x), rel=1e-6)
-
-
-def test_small_samples_are_biased_and_the_extrapolation_is_less() -> None:
-    """Equal laws: the distance is 0, its estimate grows as 1/N, the intercept lies near 0."""
-    m, s = torch.zeros(20).double(), torch.ones(20).double()
-    reference = gaussian(50_000, m, s, 99)
-    found = [
-        (frechet(x, reference), extrapolated_frechet(x, reference)) for x in (gaussian(400, m, s, i) for i in range(4))
-    ]
-    plain, without_bias = np.array(found).T
-    assert plain.mean() > 0.1
-    assert abs(without_bias.mean()) < 0.3 * plain.mean()
-
-
-def test_bootstrap_error_is_the_spread_over_samples() -> None:
-    m, s = torch.zeros(4).double(), torch.ones(4).double()
-    reference = gaussian(20_000, m + 0.5, s, 99)
-    many = [gaussian(500, m, s, i) for i in range(60)]
-    spread = float(np.std([frechet(x, reference) for x in many], ddof=1))
-    said = float(np.mean([bootstrap_error(x, reference) for x in many[:10]]))
-    assert said == pytest.approx(spread, rel=0.35)  # 60 values: 9 % standard error, 100 resamples: 7 %
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -112,7 +89,7 @@ def test_measure_tells_real_from_noise(tmp_path: Path, monkeypatch: pytest.Monke
     assert real["recall"] > noise["recall"]
     assert 5.0 < real["IS"] <= 10.0
     assert real["FD-digits ∞"] < real["FD-digits"]
-    assert real["FD-digits error"] > 0.0
+    assert noise["FD-digits error"] < 0.1 * noise["FD-digits"]
 
 
 def test_reference_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +195,10 @@ def vectors(n: int, seed: int, shift: float = 0.0) -> Tensor:
     return gaussian(n, mean + shift * std, std, seed).float()
 
 
+def values(found: dict[str, float]) -> list[float]:
+    return [found[name] for name in names(found)]
+
+
 def names(found: dict[str, float]) -> list[str]:
     return sorted(name for name in found if not name.endswith(" error"))
 
@@ -255,8 +236,9 @@ def test_coordinates_are_the_samples_as_they_are() -> None:
 def test_measures_of_coordinates_tell_equal_laws_from_others() -> None:
     data = COORDINATES(vectors(500, 0))
     equal = measure(COORDINATES(vectors(400, 1)), data, COORDINATES.metric)
+    assert np.isnan(equal["energy distance error"])  # three directions, two of them small beside the third
     moved = measure(COORDINATES(vectors(400, 2, shift=2.0)), data, COORDINATES.metric)
-    assert abs(equal["energy distance"]) < 4.0 * equal["energy distance error"]
+    assert abs(equal["energy distance"]) < 0.01 * moved["energy distance"]
     assert moved["energy distance"] > 10.0 * moved["energy distance error"]
     # |m|²/D with m of two deviations of each component; that the empirical laws differ anyway adds what it does above.
     exact = 2.0 * np.sqrt((0.1**2 + 1.0**2 + 5.0**2) / 3.0)
@@ -301,7 +283,7 @@ def test_samples_that_diverged_are_measured_as_nan_and_such_data_refused() -> No
 
 def test_too_few_coordinates_say_the_minimum_of_samples() -> None:
     enough, few = (COORDINATES(vectors(n, 0)) for n in (10, 9))
-    assert np.isfinite(list(measure(enough, enough, COORDINATES.metric).values())).all()
+    assert np.isfinite(values(measure(enough, enough, COORDINATES.metric))).all()
     with pytest.raises(sd.InputError, match=r"^samples=9: expected at least 10 samples$"):
         measure(few, enough, COORDINATES.metric)
     metrics.require_enough(
@@ -314,7 +296,7 @@ def test_odd_coordinates_are_measured() -> None:
     constant = torch.cat([vectors(30, 0), torch.ones(30, 1)], dim=1)
     for x in (constant, constant[:, :1], constant[:, 3:], torch.ones(5001, 1)):
         found = measure(COORDINATES(x), COORDINATES(constant[:, : x.shape[1]]), COORDINATES.metric)
-        assert np.isfinite(list(found.values())).all()
+        assert np.isfinite(values(found)).all()
 
 
 def test_a_metric_of_ones_own_sees_either_kind(monkeypatch: pytest.MonkeyPatch) -> None:

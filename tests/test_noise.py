@@ -122,7 +122,8 @@ def test_bad_seed(seed: object) -> None:
 
 PURPOSES = [
     "training", "weights", "probes", "truncation", "noise beside a path", "continuous bound", "discrete bound",
-    "bootstrap", "subsets", "directions", "permutations", "thinning", "KID", "Inception score", "sets of one size",
+    "pairs", "halves of samples", "halves of data", "halves of both sets", "directions", "permutations", "thinning",
+    "KID", "Inception score", "sets of one size",
     *(f"dequantisation {i}" for i in range(4)), *(f"likelihood of dequantisation {i}" for i in range(4)),
     *(f"dropout of step {i}" for i in range(50)), *(f"order of epoch {i}" for i in range(50)),
 ]  # fmt: skip

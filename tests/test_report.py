@@ -52,6 +52,10 @@ def test_page_holds_all_it_needs(measured: Path) -> None:
     assert outside.count('alt="samples of') == 5
     assert outside.count('alt="reverse process of') == 3
     assert "ODE (probability flow)" in outside
+    assert outside.count("± is a 95 % interval") == 2  # of the likelihood and of its budget
+    assert "± and bands are 95 % intervals" in outside
+    bound = json.loads((measured / "likelihood.json").read_text())["bits_per_dim"]["continuous"]
+    assert f"{bound['mean']:.4f} ± {1.96 * bound['std_error']:.4f}" in outside
     assert "sampler.ddim.eta" in outside
     assert "At most 10 evaluations" in outside
 

@@ -122,6 +122,22 @@ def test_points_are_means_with_the_larger_error() -> None:
     (two,) = points([row()])
     assert two.error == 0.3
     assert one.interval == pytest.approx((5.0 - 1.96 * one.error, 5.0 + 1.96 * one.error))
+    assert one.told == "5 ± 2 (95 %)"
+
+
+def test_a_point_without_an_error_has_no_interval() -> None:
+    unknown = {"FD-x": 5.0, "FD-x error": None}  # NaN, as it is stored
+    for rows in ([row(metrics=unknown)], [row(metrics=unknown), row(seed=1, metrics=unknown)]):
+        (one,) = points(rows)
+        assert math.isnan(one.error)
+        assert (one.text, one.told, one.interval) == ("5", "5", (5.0, 5.0))
+        assert "(a with" not in recommendation([one], "FD-x")[-1]
+    assert "± " not in command.line_of(row(metrics=unknown))
+    assert command.line_of(row()).endswith("FD-x 5 ± 0.59 (95 %)")  # 1.96 · 0.3
+    (bad,) = points([row(metric=math.nan), row(seed=1, metric=math.nan)])
+    assert math.isnan(bad.metric)
+    (alone,) = points([row(metrics={"FD-x": 1.0, "FD-x error": 0.1, "other": 2.0})], "other")
+    assert alone.text == "2"
 
 
 def test_curves_are_told_apart_by_what_differs() -> None:

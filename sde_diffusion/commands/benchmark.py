@@ -12,6 +12,7 @@ from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flag
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation.curves import points, recommendation
 from sde_diffusion.evaluation.sweep import RECORD
+from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.runs.run import STEPS, SWEPT, TOLERANCES
 from sde_diffusion.runs.sweep import SweepOptions
 from sde_diffusion.terminal import say
@@ -37,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("inception_weights", "", "File with torch-fidelity's Inception weights.", flag_values=values)
     text = "Of a run with classes, those of the samples: 'data' (the labels of the split), 'none', 'all', or 0,1,2."
     flags.DEFINE_string("classes", "data", text, flag_values=values)
-    flags.DEFINE_integer("kid_subset", 0, "Images of a KID subset; 0: 1,000, or half of all.", flag_values=values)
+    flags.DEFINE_integer("kid_subset", 0, "Images of each disjoint KID subset; 0: all at once.", flag_values=values)
 
 
 def _numbers(name: str, texts: list[str], kind: type) -> list[Any]:
@@ -73,7 +74,9 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     metric, seen = rows[0]["metric"], rows[0]["training_images"]
     if seen is not None:
         noun = opened.dataset.noun
-        say(f"\nas many training {noun} against the {values.split} {noun}: {metric} {seen[metric]:.4g}", quiet)
+        found = plus_minus(seen[metric], seen[f"{metric} error"])
+        say(f"\nas many training {noun} against the {values.split} {noun}: {metric} {found}", quiet)
+    say("± is a 95 % interval; a number without one has none that covers", quiet)
     for sentence in recommendation(points(rows), metric):
         say(sentence, quiet)
     look = f"sde-diffusion report --workdir={opened.workdir}"

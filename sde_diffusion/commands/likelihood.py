@@ -15,6 +15,7 @@ from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flag
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
+from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.runs.run import Run
 from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, score_rows, separate
 from sde_diffusion.stored_config import complete
@@ -114,11 +115,9 @@ def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list
         _tell(values, run, found[-1])
     if values.against:
         apart = separate(run, found[0], found[1])
-        say(
-            f"AUROC of log-likelihood, {run.dataset.name} above {values.against}: {apart.auroc:.4f} ± "
-            f"{apart.std_error:.4f}\n{CAVEAT}",
-            values.quiet,
-        )
+        found_apart = plus_minus(apart.auroc, apart.std_error, ".4f", ".4f")
+        about = f"AUROC of log-likelihood, {run.dataset.name} above {values.against}"
+        say(f"{about}: {found_apart} (95 %)\n{CAVEAT}", values.quiet)
     return found
 
 

@@ -17,6 +17,7 @@ from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import setting_text
 from sde_diffusion.evaluation.distances import energy_distance, nearest_distances
 from sde_diffusion.evaluation.sweep import Row, Setting, settings
+from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.files import provenance
 from sde_diffusion.runs.fitting import train_run
 from sde_diffusion.runs.open import load_run, pick_device
@@ -65,7 +66,7 @@ def _table(rows: list[Row]) -> str:
     for row in {row["sampler"]: row for row in rows}.values():
         found, seconds = row["metrics"], f"{row['seconds']:.1f}"
         setting = setting_text(row["option"], row["value"])
-        quality, distance = (f"{found[m]:.4g} ± {found[f'{m} error']:.2g}" for m in (metric, "energy distance"))
+        quality, distance = (plus_minus(found[m], found[f"{m} error"]) for m in (metric, "energy distance"))
         cells.append(
             (row["sampler"], setting, f"{row['nfe']:.0f}", seconds, quality, distance, f"{found['nearest ratio']:.2f}")
         )
@@ -124,6 +125,7 @@ def _guide(workdir: Path, page: Path, num_test: int, noun: str) -> str:
     """Return what the table's columns are, and where to look next."""
     where = "pixels in [−1, 1]" if noun == "images" else "standardised coordinates"
     return (
+        "±: a 95 % interval; a number without one has none that covers\n"
         f"to test: energy distance, on {where}, to the {num_test} held-out {noun}\n"
         f"nearest: mean distance to the nearest training example, over the same of held-out {noun}; far below 1 is "
         "memorising\n\n"

@@ -20,6 +20,7 @@ import torch
 from sde_diffusion import likelihood
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation.scoring import Scores, ScoringOptions
+from sde_diffusion.evaluation.uncertainty import QUANTILE, plus_minus
 from sde_diffusion.records import read_record
 
 
@@ -126,14 +127,10 @@ Line = tuple[str, str, str]
 """What a figure is called, the figure, and how it was had."""
 
 
-def _value(mean: float, error: float | None) -> str:
-    return f"{mean:.4f}" + ("" if error is None or math.isnan(error) else f" ± {error:.4f}")
-
-
 def heading(result: dict[str, Any]) -> str:
     """Return what the figures of a :func:`summary` are."""
-    nats = "log p(x) in nats per sample (and per dimension), mean ± standard error over samples"
-    return "bits/dim, mean ± standard error over images" if BITS in result else nats
+    what = "bits/dim, mean over images" if BITS in result else "log p(x) in nats, mean over samples (and per dimension)"
+    return f"{what}; ± is a 95 % interval"
 
 
 def figures(result: dict[str, Any]) -> list[Line]:
@@ -156,14 +153,15 @@ def figures(result: dict[str, Any]) -> list[Line]:
     each = result.get(f"{NATS}_per_dim", {})
 
     def value(name: str, found: dict[str, float]) -> str:
-        return _value(found["mean"], found["std_error"]) + (f" ({each[name]['mean']:.4f})" if name in each else "")
+        interval = plus_minus(found["mean"], found["std_error"], ".4f", ".4f")
+        return interval + (f" ({each[name]['mean']:.4f})" if name in each else "")
 
     return [(names[name], value(name, found), notes[name]) for name, found in _table(result).items()]
 
 
 def budget_heading(result: dict[str, Any]) -> str:
     """Return what the lines of :func:`error_budget` are."""
-    return f"error budget of the ODE's figure, {unit(result)}"
+    return f"error budget of the ODE's figure, {unit(result)}; ± is a 95 % interval"
 
 
 def error_budget(result: dict[str, Any]) -> list[Line]:
@@ -181,12 +179,12 @@ def error_budget(result: dict[str, Any]) -> list[Line]:
 
 def _share(value: float | None, single: str, none: str) -> tuple[str, str]:
     if value is None or math.isnan(value):
-        return "within the standard error above", single
-    return ("0", none) if value == 0.0 else (f"{value:.4f}", "")
+        return "within the interval above", single
+    return ("0", none) if value == 0.0 else (f"± {QUANTILE * value:.4f}", "")
 
 
 def _signed(pair: list[float]) -> str:
-    return f"{pair[0]:+.4f} ± {pair[1]:.4f}"
+    return plus_minus(pair[0], pair[1], "+.4f", ".4f")
 
 
 def remark(result: dict[str, Any]) -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.evaluation.sweep import ALIKE, Row
+from sde_diffusion.evaluation.uncertainty import QUANTILE, plus_minus
 
 BUDGETS = (10, 20, 50, 200)
 """Evaluations at which the best sampler is named."""
-QUANTILE = 1.96
-"""Standard errors to either side of a mean in a 95 % interval."""
 SOLVER_ERROR = "solver error"
 """Mean squared distance to the exact probability flow from the same noise."""
 
@@ -59,7 +58,7 @@ class Point:
         nfe: evaluations of a sample.
         seconds: time of all samples.
         metric: what was measured.
-        error: its standard error: of the seeds, or of the samples where that is larger.
+        error: its standard error: of the seeds, or of the samples where that is larger; NaN where none is known.
         rows: what the means are of.
     """
 
@@ -80,12 +79,22 @@ class Point:
     @property
     def text(self) -> str:
         """The metric and its 95 % interval."""
-        return f"{self.metric:.3g} ± {QUANTILE * self.error:.2g}"
+        return plus_minus(self.metric, self.error, ".3g")
+
+    @property
+    def told(self) -> str:
+        """The same, and what the interval is, for a sentence."""
+        return self.text if math.isnan(self.error) else f"{self.text} (95 %)"
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
-        return self.metric - QUANTILE * self.error, self.metric + QUANTILE * self.error
+        """The 95 % interval; of no width where no error is known."""
+        return self.metric - QUANTILE * self.known, self.metric + QUANTILE * self.known
+
+    @property
+    def known(self) -> float:
+        """The standard error; 0 where none is known."""
+        return 0.0 if math.isnan(self.error) else self.error
 
 
 def curve_names(rows: Sequence[Row]) -> list[str]:
@@ -135,9 +144,12 @@ def points(rows: Sequence[Row], metric: str = "") -> list[Point]:
             values, errors = [float(row["solver_error"]) for row in group], [0.0]
         else:
             values = [_number(row["metrics"][metric]) for row in group]
-            errors = [_number(row["metrics"].get(f"{metric} error", 0.0)) for row in group]
+            stated = [row["metrics"][name] for row in group if (name := f"{metric} error") in row["metrics"]]
+            # Without errors of its own a metric has that of the seeds, if there are several.
+            errors = [_number(error) for error in stated] or [math.nan if len(group) == 1 else 0.0]
         sampling = math.sqrt(sum(error**2 for error in errors)) / len(group)
-        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        several = len(values) > 1 and all(map(math.isfinite, values))
+        spread = statistics.stdev(values) / math.sqrt(len(values)) if several else 0.0
         nfe, seconds = (statistics.fmean(row[field] for row in group) for field in ("nfe", "seconds"))
         error = max(sampling, spread)
         found.append(Point(curve, option, value, nfe, seconds, statistics.fmean(values), error, tuple(group)))
@@ -162,15 +174,15 @@ def recommendation(found: Sequence[Point], metric: str) -> list[str]:
             best = min(within, key=lambda point: point.metric)
             sentences.append(
                 f"At most {budget} evaluations: {best.curve} with {best.setting} ({best.nfe:.0f} evaluations), "
-                f"{metric} {best.text} (95 %)."
+                f"{metric} {best.told}."
             )
     if finite:
         best = min(finite, key=lambda point: point.metric)
-        good = [p for p in finite if p.metric - best.metric <= QUANTILE * math.hypot(p.error, best.error)]
+        good = [p for p in finite if p.metric - best.metric <= QUANTILE * math.hypot(p.known, best.known)]
         cheap = min(good, key=lambda point: (point.nfe, point.metric))
         sentences.append(
-            f"Cheapest within the error of the best ({best.curve} with {best.setting}, {best.text}): "
-            f"{cheap.curve} with {cheap.setting} ({cheap.nfe:.0f} evaluations), {metric} {cheap.text}."
+            f"Cheapest within the error of the best ({best.curve} with {best.setting}, {best.told}): "
+            f"{cheap.curve} with {cheap.setting} ({cheap.nfe:.0f} evaluations), {metric} {cheap.told}."
         )
     return sentences
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.evaluation.curves import QUANTILE, Point, by_curve
+from sde_diffusion.evaluation.curves import Point, by_curve
+from sde_diffusion.evaluation.uncertainty import QUANTILE
 from sde_diffusion.files import write_atomically
 
 COLOURS = (
@@ -79,16 +80,17 @@ def figure(
 
 
 def save_bound(path: Path, curves: dict[str, list[list[float]]], unit: str) -> None:
-    """Plot bounds over the log signal-to-noise ratio: where their cost is spent.
+    """Plot bounds over the log signal-to-noise ratio: where their cost is spent, bars of 95 % intervals.
 
     Args:
         curves: per bound, rows of log SNR, cost per unit of it, and its standard error.
         unit: of the cost, "bits/dim" or "nats".
     """
     with figure(path, (6.4, 4.0)) as (axis,):
+        style = {"fmt": "o", "markersize": 4, "capsize": 2}
         for name, (log_snr, value, error) in curves.items():
             if name == "continuous":
-                axis.errorbar(log_snr, value, yerr=error, fmt="o", markersize=4, capsize=2, label=f"{name} bound")
+                axis.errorbar(log_snr, value, yerr=[QUANTILE * e for e in error], label=f"{name} bound", **style)
             else:
                 axis.plot(log_snr, value, linewidth=1.2, label=f"{name} bound")
         axis.set_xlabel("log SNR  (noise on the left, data on the right)")

@@ -9,6 +9,7 @@ from typing import Any
 from sde_diffusion.evaluation.curves import SOLVER_ERROR, Point, by_curve, metric_names, points
 from sde_diffusion.evaluation.figures import COLOURS
 from sde_diffusion.evaluation.sweep import Row
+from sde_diffusion.evaluation.uncertainty import QUANTILE
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "hexagon")
 COSTS = {"nfe": "network evaluations a sample", "seconds": "seconds of all samples"}
@@ -28,7 +29,7 @@ def _hover(point: Point, metric: str) -> str:
     seeds = ", ".join(str(r["seed"]) for r in point.rows)
     lines = [
         f"<b>{point.curve}, {point.setting}</b>",
-        f"{metric} {point.text} (95 %)",
+        f"{metric} {point.told}",
         f"NFE {point.nfe:.1f}, {point.seconds:.2f} s, {row['num_samples']} samples, seeds {seeds}",
         options,
         f"reference {str(row['reference'])[:40]}, extractor {str(row['extractor'])[:12]}",
@@ -79,7 +80,7 @@ class _SweepData:
         shown = {metric: [p.metric for own in self.curves[metric].values() for p in own] for metric in self.names}
         self._finite = {metric: [v for v in shown[metric] if math.isfinite(v)] for metric in self.names}
         self.kinds = {metric: _axis_type(self._finite[metric]) for metric in self.names}
-        self.marks: dict[str, float] = rows[0].get("training_images") or {}
+        self.marks: dict[str, float | None] = rows[0].get("training_images") or {}
 
     def costs(self, own: Sequence[Point]) -> list[float]:
         return [p.nfe if self.cost == "nfe" else p.seconds for p in own]
@@ -104,9 +105,9 @@ class _SweepData:
             y += [self._band(metric, own), [p.metric for p in own]]
             text += [None, [_hover(p, metric) for p in own]]
         if self.marks:
-            mark = self.marks.get(metric, math.nan)
+            mark = self.marks.get(metric)  # None where it was not finite
             y.append([mark] * 2)
-            text.append([f"training data: {metric} {mark:.4g}"] * 2)
+            text.append([f"training data: {metric} {'unknown' if mark is None else format(mark, '.4g')}"] * 2)
         return {"y": y, "text": text}
 
     def axis(self, metric: str) -> dict[str, Any]:
@@ -213,12 +214,12 @@ def training_figure(runs: Mapping[str, Sequence[dict[str, float]]], value: str) 
 
 
 def bound_figure(curves: dict[str, list[list[float]]], unit: str) -> Any:
-    """Return an interactive figure of where the bounds' cost is spent, in bits/dim or nats."""
+    """Return an interactive figure of where the bounds' cost is spent, in bits/dim or nats; bars are 95 % intervals."""
     from plotly import graph_objects as go
 
     figure = go.Figure()
     for i, (name, (log_snr, value, error)) in enumerate(curves.items()):
-        bars = {"type": "data", "array": error} if name == "continuous" else None
+        bars = {"type": "data", "array": [QUANTILE * e for e in error]} if name == "continuous" else None
         mode = "markers" if name == "continuous" else "lines"
         colour = {"color": COLOURS[i % len(COLOURS)]}
         figure.add_scatter(

@@ -39,6 +39,7 @@ from sde_diffusion.evaluation.interactive import (
 )
 from sde_diffusion.evaluation.pictures import is_picture
 from sde_diffusion.evaluation.sweep import ALIKE, PICTURES, RECORD, TRAJECTORY, Row, picture_of, read_rows
+from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.training.loop import read_log
 from sde_diffusion.training.settings import is_run, read_settings
@@ -265,6 +266,7 @@ def write_report(folders: Sequence[Path]) -> list[Path]:
         differing=_differing(sweeps),
         training=[training_figure(trained, value) for value in ("loss", "learning_rate")] if trained else [],
         bits=bits,
+        plus_minus=plus_minus,
         bound_figure=bound_figure,
         settings=sorted(settings, key=lambda pair: len(set(pair[1])) == 1),
         made=provenance(),

@@ -21,7 +21,6 @@ from sde_diffusion.errors import require
 from sde_diffusion.evaluation.curves import as_csv, points
 from sde_diffusion.evaluation.figures import save_sweep
 from sde_diffusion.evaluation.metrics import (
-    METRICS,
     Coordinates,
     Extractor,
     Features,
@@ -44,6 +43,7 @@ from sde_diffusion.evaluation.sweep import (
     read_rows,
     sweep,
 )
+from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.files import discard, provenance, write_atomically
 from sde_diffusion.locks import one_writer
 from sde_diffusion.runs.conditions import DATA, conditions_of_examples
@@ -76,7 +76,7 @@ class SweepOptions:
         split: "test" or "train", of the run's data set.
         extractor: name of the feature network; by default that of the data set.
         weights: file of its weights, where it has no built-in ones.
-        kid_subset: images of a KID subset; 0: 1,000, or half of those there are.
+        kid_subset: images of a KID subset; 0: all at once.
         classes: of a run with classes, those of the samples, which take turns: "data" for the labels of the split, in
             its order, "none" for no class, "all", or numbers and names separated by commas.
     """
@@ -183,9 +183,7 @@ class _Sweep:
 
     @property
     def wanted(self) -> list[str]:
-        """Names of what a recorded row must have measured: with metrics of one's own more than what is always there."""
-        if not any(map(METRICS.source, METRICS)):
-            return []
+        """Names of what a recorded row must have measured: metrics of one's own, and errors that old rows lack."""
         return list(self.training_images or measure(self.reference, self.reference, self.metric))
 
     def _exact(self, seed: int) -> Tensor:
@@ -268,8 +266,9 @@ def line_of(row: Row) -> str:
     """Return a row as a line for the person at the terminal."""
     name, found = row["metric"], row["metrics"]
     setting = f"{row['sampler']:18} {row['option']}={row['value']:<6g} seed {row['seed']}"
-    result = f"{name} {found[name]:.4g} ± {found[f'{name} error']:.2g}"
-    return f"{setting}  NFE {row['nfe']:6.1f}  {row['seconds']:7.1f} s  {result}"
+    result = plus_minus(found[name], found[f"{name} error"])
+    note = " (95 %)" if "±" in result else ""
+    return f"{setting}  NFE {row['nfe']:6.1f}  {row['seconds']:7.1f} s  {name} {result}{note}"
 
 
 def sweep_run(
