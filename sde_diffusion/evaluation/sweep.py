@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require, require_plain_name
 from sde_diffusion.evaluation.metrics import Features, join
-from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.files import read_npz, to_json, write_atomically
 from sde_diffusion.records import as_line, drop_torn_line, read_lines
 from sde_diffusion.terminal import notice
 
@@ -220,6 +220,7 @@ def sweep(
             known = None
         if known is None:
             row |= measure(setting, picture_of(row))
+            row = json.loads(to_json(row))  # as it will be read: what is not stated is null
             append_row(path, row)
         on_row(known or row, known is None)
         rows.append(known or row)
