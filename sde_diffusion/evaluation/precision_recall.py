@@ -68,7 +68,7 @@ def precision_recall(x: Tensor, y: Tensor, seed: int = 0) -> PrecisionRecall:
     counts = (len(x), len(y))
     return PrecisionRecall(
         _estimate(float(found["precision"]), between, _neighbours(b), counts, seed),
-        _estimate(float(found["recall"]), between.T, _neighbours(a), counts[::-1], seed),
+        _estimate(float(found["recall"]), between.T.contiguous(), _neighbours(a), counts[::-1], seed),
     )
 
 
@@ -109,8 +109,9 @@ def _share(between: Tensor, nearest: tuple[Tensor, Tensor], points: Tensor, cent
     chosen[centres] = True
     reached = chosen[places].cumsum(dim=1) < NEIGHBOURS
     third = reached.sum(dim=1, keepdim=True).clamp_max(places.shape[1] - 1)
-    radii = distances.gather(1, third)[:, 0]
-    return float((between[points][:, centres] <= radii).any(dim=1).double().mean())
+    radii = between.new_full((between.shape[1],), -1.0)  # of centres that are not among these: no point is as near
+    radii[centres] = distances.gather(1, third)[:, 0]
+    return float((between[points] <= radii).any(dim=1).double().mean())
 
 
 def _alone(inside: Tensor) -> float:
