@@ -10,7 +10,7 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import config_file
+from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.stored_config import complete, merge, modern

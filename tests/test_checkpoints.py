@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.commands.flags import config_file
+from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.commands.main import main
 from sde_diffusion.config import build_network, default_config
 from sde_diffusion.errors import InputError

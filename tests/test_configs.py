@@ -10,7 +10,7 @@ import torch
 
 import sde_diffusion as sd
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import config_file
+from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.errors import InputError
 from sde_diffusion.stored_config import differences
 

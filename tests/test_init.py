@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.commands.flags import config_file
+from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.commands.main import main
 from sde_diffusion.config import build_network
 from sde_diffusion.training import checkpoints

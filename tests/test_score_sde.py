@@ -25,7 +25,7 @@ from PIL import Image
 
 import samplers
 import sde_diffusion as sd
-from sde_diffusion.commands.flags import config_file
+from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.commands.main import main
 from sde_diffusion.config import build_network, paper_config
 from sde_diffusion.training.loaders.score_sde import _origins

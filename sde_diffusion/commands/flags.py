@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-import sde_diffusion.config as default_file
 from sde_diffusion import plugins
 from sde_diffusion.codecs.base import AUTO
+from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.config import BY_SHAPE, default_config
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.noise import require_seed
 from sde_diffusion.registry import hint
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
-from sde_diffusion.stored_config import (
-    complete,
-    differences,
-    is_choice,
-    load_config,
-    merge,
-    modern,
-    modern_flags,
-    renamed,
-)
+from sde_diffusion.stored_config import differences, is_choice, load_config, modern_flags
 from sde_diffusion.training import shipped
 from sde_diffusion.training.settings import is_run
 
@@ -131,19 +117,14 @@ def resolve(
         values.workdir = values.workdir or f"runs/{values.pretrained}"
         shipped.unpack(values.pretrained, Path(values.workdir))
     config = (base or base_config)(values)
-    overrides = modern_flags(overrides)
-    for override in overrides:
-        key = override.lstrip("-").partition("=")[0]
-        require(key != "config.plugins", "argument", override, "plug-ins before all else", "give --plugins=FILE,module")
-        _check_key(config, override.lstrip("-").partition("=")[0].split(".")[1:])
-    overrides = [_by_name(config, override) for override in overrides]
-    _require_single(overrides)
-    _require_read(values, config, overrides)
-    _require_chosen(config, overrides, against=values.against if "against" in values else "")
+    given = _given(config, overrides)
+    _require_read(values, config, given)
+    _require_chosen(config, given, against=values.against if "against" in values else "")
     try:
         holder = flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=["", *overrides])
-        holder(["", *overrides])
+        arguments = ["", *(f"--{key}={value}" for key, value in given.items())]
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=arguments)
+        holder(arguments)
     except (TypeError, ValueError, SyntaxError, AttributeError, KeyError) as error:
         raise InputError(f"--config: {error}") from None
     config = holder.config
@@ -189,99 +170,30 @@ def base_config(values: flags.FlagValues) -> ConfigDict:
     return config
 
 
-def config_file(path: str) -> ConfigDict:
-    """Read a configuration file, ``FILE.py`` or ``FILE.py:VARIANT``, and import the plug-ins that it names.
-
-    Without a path, the default.
+def _given(config: ConfigDict, overrides: Sequence[str]) -> dict[str, str]:
+    """Return the values of flags by their keys; of a choice given by its name alone, by its key "name".
 
     Raises:
-        InputError: if it is not there, or cannot be read.
+        InputError: on a key that the configuration does not have; on one given twice, of which one would be lost.
     """
-    path = path or default_file.__file__
-    if Path(path).suffix in (".json", ".yaml", ".yml"):
-        return _plain_config(Path(path))
-    stem, colon, variant = path.partition(".py:")  # not at any colon: a drive has one
-    file = f"{stem}.py" if colon else path
-    expected = "an existing Python file with a function get_config(), as FILE.py or FILE.py:VARIANT"
-    require(Path(file).is_file(), "config", path, expected)
-    try:
-        config: ConfigDict = runpy.run_path(file)["get_config"](*([variant] if colon else []))
-        config.lock()
-    except InputError as error:
-        raise InputError(f"config={path!r}: {error}") from None
-    except SystemExit as error:
-        reason = f"it ends the program, sys.exit({error.code!r}), where it should return a configuration"
-        raise InputError(f"config={path!r}: {reason}") from None
-    except Exception as error:  # whatever a person's file raises
-        reason = renamed(None, error) or f"cannot be read: {type(error).__name__}: {error}"
-        raise InputError(f"config={path!r}: {reason}") from None
-    if old := renamed(config):
-        raise InputError(f"config={path!r}: {old}")
-    config.plugins = tuple(plugins.stored_name(name, Path(file).parent) for name in config.plugins)
-    plugins.load(config.plugins)
-    return complete(config, path)
-
-
-def _numbers(value: Any) -> Any:
-    """Return what YAML says with 1e-5 as a number, which YAML takes for a text."""
-    if isinstance(value, dict):
-        return {key: _numbers(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_numbers(part) for part in value]
-    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
-    return float(value) if is_number else value
-
-
-def _plain_config(path: Path) -> ConfigDict:
-    """Read a configuration that is data: the keys that differ from the default, or a run's own ``config.json``.
-
-    Raises:
-        InputError: if it cannot be read, or has a key that is not known.
-    """
-    require(path.is_file(), "config", str(path), "an existing file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _numbers(yaml.safe_load(text))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"config='{path}': cannot be read: {' '.join(str(error).split())[:200]}") from None
-    require(isinstance(content, dict), "config", str(path), "keys and values of a configuration")
-    values = content["config"] if {"config", "data", "provenance"} <= content.keys() else content
-    names = [plugins.stored_name(str(name), path.parent) for name in values.get("plugins", ())]
-    plugins.load(names)
-    config = default_config()
-    merge(config, {**modern(values), "plugins": names}, path)
-    return config
-
-
-def _by_name(config: ConfigDict, override: str) -> str:
-    """Return a flag that gives a choice by its name alone, as one of its key "name"."""
-    key, _, value = override.partition("=")
-    node: object = config
-    for part in key.lstrip("-").split(".")[1:]:
-        node = node[part] if isinstance(node, ConfigDict) else None
-    return f"{key}.name={value}" if is_choice(node) else override
-
-
-def _require_single(overrides: Sequence[str]) -> None:
-    """Refuse a key that is given twice, of which one would be lost, or both taken together.
-
-    Raises:
-        InputError: names both.
-    """
-    seen: dict[str, str] = {}
-    for override in overrides:
+    given: dict[str, str] = {}
+    for override in modern_flags(overrides):
         key, _, value = override.lstrip("-").partition("=")
-        require(key not in seen, f"--{key}", value, "one value", f"it is given as {seen.get(key)} too")
-        seen[key] = value
+        first, remedy = "plug-ins before all else", "give --plugins=FILE,module"
+        require(key != "config.plugins", "argument", f"--{key}={value}", first, remedy)
+        if is_choice(_find(config, key.split(".")[1:])):
+            key = f"{key}.name"
+        require(key not in given, f"--{key}", value, "one value", f"it is given as {given.get(key)} too")
+        given[key] = value
+    return given
 
 
-def _require_read(values: flags.FlagValues, config: ConfigDict, overrides: Sequence[str]) -> None:
+def _require_read(values: flags.FlagValues, config: ConfigDict, given: Mapping[str, str]) -> None:
     """Refuse options of a sampler that the command does not draw with, and a number of steps that is given twice.
 
     Raises:
         InputError: names the flag.
     """
-    given = dict(override.lstrip("-").split("=", 1) for override in overrides)
     if "samplers" in values:
         read = list(values.samplers)
     elif "sampler" in values and "num_samples" in values:
@@ -297,7 +209,7 @@ def _require_read(values: flags.FlagValues, config: ConfigDict, overrides: Seque
         require(not twice, f"--{key}", value, "the number of steps once", "leave it or --steps out")
 
 
-def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) -> None:
+def _require_chosen(config: ConfigDict, given: Mapping[str, str], against: str) -> None:
     """Refuse an option of an entry that is not the chosen one, which would never be read.
 
     Samplers are the exception: commands choose among them.
@@ -308,8 +220,7 @@ def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) 
     Raises:
         InputError: names the choice that goes with the option.
     """
-    values = dict(override.lstrip("-").split("=", 1) for override in overrides)
-    for key, value in values.items():
+    for key, value in given.items():
         parts = key.split(".")
         node: ConfigDict = config
         for depth, part in enumerate(parts[1:-1], start=1):
@@ -317,15 +228,20 @@ def _require_chosen(config: ConfigDict, overrides: Sequence[str], against: str) 
             if depth == 1 or not is_choice(choice) or parts[1] == "sampler" or (parts[1] == "data" and part == against):
                 continue
             where = ".".join(parts[:depth])
-            chosen = values.get(f"{where}.name", choice.name).strip("'\"")
+            chosen = given.get(f"{where}.name", choice.name).strip("'\"")
             read = BY_DATA.get(where, ()) if chosen == AUTO else (chosen,)
             of_auto = f" ({' or '.join(read)})" if chosen == AUTO else ""
             expected = f"{where} to be {part!r}, for {chosen!r}{of_auto} does not read it"
             require(part in read, f"--{key}", value, expected, f"give --{where}={part} too")
 
 
-def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
-    node = config
+def _find(config: ConfigDict, path: Sequence[str]) -> object:
+    """Return what a configuration has at a path.
+
+    Raises:
+        InputError: if there is no such key.
+    """
+    node: object = config
     for depth, key in enumerate(path):
         if not isinstance(node, ConfigDict) or key not in node:
             known = sorted(node.keys()) if isinstance(node, ConfigDict) else []
@@ -334,6 +250,7 @@ def _check_key(config: ConfigDict, path: Sequence[str]) -> None:
                 f"--config.{'.'.join(path)}: no such key{hint(key, known)} {where} has: {', '.join(known)}"
             )
         node = node[key]
+    return node
 
 
 def require_workdir(values: flags.FlagValues) -> Path:

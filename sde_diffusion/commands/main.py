@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 import sde_diffusion
+from sde_diffusion.commands.starting import stopped_at_once
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.registry import hint
 
@@ -84,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = list(COMMANDS)
             raise InputError(f"command={name!r}: unknown{hint(name, known)} commands: {', '.join(known)}")
         # The command's module brings in torch and the rest: only now, so that the help above is instant.
-        from sde_diffusion.commands.flags import parse, resolve
+        with stopped_at_once() if argv is None else nullcontext():
+            from sde_diffusion.commands.flags import parse, resolve
 
-        command = importlib.import_module(f"sde_diffusion.commands.{name}")
+            command = importlib.import_module(f"sde_diffusion.commands.{name}")
         values, overrides = parse(name, COMMANDS[name], command.define_flags, arguments[1:])
         with _sole_trainer(name, values):
             config = resolve(values, overrides, getattr(command, "base_config", None))

@@ -20,35 +20,28 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require, require_int
-from sde_diffusion.evaluation.kernels import squared_mmd
+from sde_diffusion.evaluation.kernels import blocks, squared_mmd
+from sde_diffusion.evaluation.uncertainty import Estimate
 from sde_diffusion.noise import generator
 from sde_diffusion.ops import per_example
 
-_CHUNK = 1 << 22  # distances held at a time: 32 MiB in float64
+_CHUNK = 1 << 22  # numbers held at a time: 32 MiB in float64
 TEST_MOST = 1000
 """Samples of either set in a permutation test; of more, as many are drawn at random."""
 
 
-@dataclass(frozen=True)
-class EnergyDistance:
-    """An estimate of 2 E|X − Y| − E|X − X′| − E|Y − Y′| and its standard error, in the units of the data."""
+def energy_distance(x: Tensor, y: Tensor) -> Estimate:
+    """Return the unbiased (U-statistic) estimate of 2 E|X − Y| − E|X − X′| − E|Y − Y′|, in the units of the data.
 
-    value: float
-    std_error: float
-
-
-def energy_distance(x: Tensor, y: Tensor) -> EnergyDistance:
-    """Return the unbiased (U-statistic) energy distance of two samples, and its standard error over both.
-
-    The error is NaN where the estimate is too skewed for one, as of nearly equal laws in few directions
-    (:mod:`~sde_diffusion.evaluation.uncertainty`): there :func:`two_sample_test` tells whether they are equal.
+    The standard error is over both samples, and NaN where the estimate is too skewed for one, as of nearly equal laws
+    in few directions (:mod:`~sde_diffusion.evaluation.uncertainty`): there :func:`two_sample_test` tells whether they
+    are equal.
 
     Args:
         x: (n, *) independent samples of one law, n ≥ 3.
@@ -58,7 +51,7 @@ def energy_distance(x: Tensor, y: Tensor) -> EnergyDistance:
         InputError: on too few samples, different shapes or numbers that are not finite.
     """
     value, spread = squared_mmd(*_flat_pair("x", x, "y", y, least=3), _nearness)
-    return EnergyDistance(value, spread.std_error)
+    return Estimate(value, spread.std_error)
 
 
 def _nearness(x: Tensor, y: Tensor) -> Tensor:
@@ -73,26 +66,18 @@ def nearest_distances(x: Tensor, reference: Tensor) -> Tensor:
         InputError: on no samples, different shapes or numbers that are not finite.
     """
     a, b = _flat_pair("x", x, "reference", reference, least=1)
-    return torch.cat([block.amin(dim=1) for block in _blocks(a, b)])
+    return torch.cat([block.amin(dim=1) for _, block in blocks(a, b, torch.cdist)])
 
 
-@dataclass(frozen=True)
-class SlicedWasserstein:
-    """An estimate of the sliced Wasserstein distance SW₂ and its standard error, in the units of the data."""
-
-    value: float
-    std_error: float
-
-
-def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 500, seed: int = 0) -> SlicedWasserstein:
+def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 500, seed: int = 0) -> Estimate:
     """Return the sliced 2-Wasserstein distance SW₂ of two samples by random directions, and its standard error.
 
-    Along each direction the integral ∫ (F⁻¹(u) − G⁻¹(u))² du over the samples' quantile functions is exact, also for
-    n ≠ m. Like every distance between empirical laws it is too large, near 0 most: equal laws have SW₂² of about
-    (1/n + 1/m) J, J = E ∫ F (1 − F)/f² over the directions. The standard error is of the spread about that mean: the
-    variance of the directions is added to that of the samples, which is to first order the variance of the potentials
-    of transport (del Barrio & Loubes 2019), averaged over the directions: an infinitesimal jackknife. Memory is linear
-    in n + m, time O(projections · (n + m) (D + log(n + m))).
+    Both are in the units of the data. Along each direction the integral ∫ (F⁻¹(u) − G⁻¹(u))² du over the samples'
+    quantile functions is exact, also for n ≠ m. Like every distance between empirical laws it is too large, near 0
+    most: equal laws have SW₂² of about (1/n + 1/m) J, J = E ∫ F (1 − F)/f² over the directions. The standard error is
+    of the spread about that mean: the variance of the directions is added to that of the samples, which is to first
+    order the variance of the potentials of transport (del Barrio & Loubes 2019), averaged over the directions: an
+    infinitesimal jackknife. Memory is linear in n + m, time O(projections · (n + m) (D + log(n + m))).
 
     Args:
         x: (n, *) independent samples of one law, n ≥ 3.
@@ -122,7 +107,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 500, seed: in
     for potential in (potential_a, potential_b):
         variance += (potential / projections).var() / len(potential)
     value = square.sqrt().item()
-    return SlicedWasserstein(value, variance.sqrt().item() / (2.0 * value) if value > 0.0 else 0.0)
+    return Estimate(value, variance.sqrt().item() / (2.0 * value) if value > 0.0 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +144,7 @@ def two_sample_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int 
     a, b = (thinned(points, TEST_MOST, seed) for points in _flat_pair("x", x, "y", y, least=3))
     n, m = len(a), len(b)
     pooled = torch.cat([a, b])
-    between = torch.cat(list(_blocks(pooled, pooled)))
+    between = torch.cdist(pooled, pooled)
     sums, total = between.sum(dim=1), between.sum()
     random = generator(seed, "permutations")
 
@@ -223,10 +208,3 @@ def _flat_pair(name_x: str, x: Tensor, name_y: str, y: Tensor, least: int) -> tu
     a, b = per_example(x).double(), per_example(y).to(x.device).double()
     centre = b.mean(dim=0)
     return a - centre, b - centre
-
-
-def _blocks(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Yield all distances |x_i − y_j| a few rows at a time, so that memory does not grow with the number of rows."""
-    step = max(1, _CHUNK // len(y))
-    for start in range(0, len(x), step):
-        yield torch.cdist(x[start : start + step], y)

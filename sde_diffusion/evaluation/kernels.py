@@ -46,7 +46,7 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel, seed: int = 0) -> tuple[fl
     return float(value), of_pairs
 
 
-def _blocks(x: Tensor, y: Tensor, kernel: Kernel) -> Iterator[tuple[int, Tensor]]:
+def blocks(x: Tensor, y: Tensor, kernel: Kernel) -> Iterator[tuple[int, Tensor]]:
     """Yield a few rows of the kernel at a time, and the place of the first: memory does not grow with their number."""
     step = max(1, _CHUNK // len(y))
     for start in range(0, len(x), step):
@@ -57,7 +57,7 @@ def _sums(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
     """Return Σ_j k(x_i, y_j), shape (n,), and Σ_i k(x_i, y_j), shape (m,)."""
     over_x = y.new_zeros(len(y))
     over_y = []
-    for _, block in _blocks(x, y, kernel):
+    for _, block in blocks(x, y, kernel):
         over_x += block.sum(dim=0)
         over_y.append(block.sum(dim=1))
     return torch.cat(over_y), over_x
@@ -65,4 +65,4 @@ def _sums(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
 
 def _own(x: Tensor, kernel: Kernel) -> Tensor:
     """Return Σ_j k(x_i, x_j) over j ≠ i, (n,)."""
-    return torch.cat([b.sum(dim=1) - b.diagonal(offset=start) for start, b in _blocks(x, x, kernel)])
+    return torch.cat([b.sum(dim=1) - b.diagonal(offset=start) for start, b in blocks(x, x, kernel)])

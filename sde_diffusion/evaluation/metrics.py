@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,6 @@ from torch import Tensor
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation import extractors
 from sde_diffusion.evaluation.distances import (
-    EnergyDistance,
-    SlicedWasserstein,
     energy_distance,
     sliced_wasserstein,
     thinned,
@@ -67,7 +65,7 @@ class Features:
     Attributes:
         features: (N, F), for all metrics but the Inception score.
         logits: (N, C), for the Inception score; None of a network that does not classify.
-        coordinates: whether features are the samples themselves, in the units of the data, and not a network's.
+        coordinates: whether features are the samples themselves, as they were handed over, and not a network's.
     """
 
     features: Tensor
@@ -174,10 +172,12 @@ class Coordinates:
         return Features(x if x.dtype == torch.float64 else x.float(), None, coordinates=True)
 
 
-def content_hash(images: Tensor) -> str:
-    """Return the SHA-256 of images, or of other data: shape, dtype and every number."""
-    found = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
-    found.update(images.contiguous().numpy().tobytes())
+def content_hash(x: Tensor, conditions: Mapping[str, Tensor] | None = None) -> str:
+    """Return the SHA-256 of images or other data, and of what they are conditioned on: shape, dtype, every number."""
+    found = hashlib.sha256()
+    for name, values in [("", x), *sorted((conditions or {}).items())]:
+        found.update(f"{name}{values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -256,7 +256,7 @@ One that does not apply to such features returns nothing.
 """
 
 
-def _named(name: str, found: Estimate | EnergyDistance | SlicedWasserstein) -> dict[str, float]:
+def _named(name: str, found: Estimate) -> dict[str, float]:
     return {name: found.value, f"{name} error": found.std_error}
 
 
@@ -309,9 +309,8 @@ def inception_score(given: Comparison) -> dict[str, float]:
         return {}
     seed = stream(given.seed, "Inception score") % _NUMPY_SEEDS
     score = isc_features_to_metric(given.samples.logits, splits=SPLITS, rng_seed=seed)
-    spread = float(score["inception_score_std"]) / math.sqrt(
-        SPLITS - 1
-    )  # its standard deviation divides by ten, not nine
+    # Over √9, for torch-fidelity's standard deviation divides by ten, not nine.
+    spread = float(score["inception_score_std"]) / math.sqrt(SPLITS - 1)
     return _named("IS", Estimate(float(score["inception_score_mean"]), STUDENT * spread))
 
 

@@ -75,12 +75,11 @@ def load_run(
     )
     names = {key: tuple(about.get(key, ())) for key in ("class_names", "columns")}
     told = {name: tuple(sizes) for name, sizes in about.get("conditions", {}).items()}
-    run = Run(
+    return Run(
         workdir, config, device, denoiser, float32, shape, about.get("levels"), read_codec(workdir, about, config),
         **names, condition_shapes=told, checkpoint=found.folder, step=found.step, digest=found.digest,
         changed=_changed(workdir, config), _data=data,
     )  # fmt: skip
-    return run
 
 
 MODEL = ("sde.", "network.", "denoiser.")

@@ -16,7 +16,7 @@ import samplers
 from samplers import Sampler
 from sde_diffusion.codecs import Codec
 from sde_diffusion.config import build_dataset, build_sampler, wrap, wrapping
-from sde_diffusion.data import Dataset, Examples
+from sde_diffusion.data import Dataset
 from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.evaluation.pictures import is_picture
@@ -25,7 +25,7 @@ from sde_diffusion.evaluation.scoring import ScoringOptions, codec_noise
 from sde_diffusion.evaluation.sweep import Row, settings
 from sde_diffusion.likelihood import LikelihoodResult, log_likelihood
 from sde_diffusion.networks.execution import precision_of
-from sde_diffusion.runs.conditions import Classes, conditions_of_examples, conditions_of_samples, words
+from sde_diffusion.runs.conditions import Classes, conditions_of_samples
 from sde_diffusion.runs.sample import Drawn, draw
 from sde_diffusion.runs.score import Scored, score
 from sde_diffusion.runs.sweep import SweepOptions, sweep_run
@@ -231,12 +231,9 @@ class Run:
         data = self.dataset if data is None else data
         examples = data.split(split)
         examples = examples[: num_examples or len(examples)]
-        given = conditions_of_examples(self, examples, classes)
         facts = {"data": data.name, "split": split}
-        if given:
-            facts["given"] = words(classes)
-        how: dict[str, Any] = {"stem": stem, "batch_size": batch_size, "quiet": quiet}
-        return score(self, Examples(examples.x, given), options or ScoringOptions(), facts, **how)
+        how: dict[str, Any] = {"classes": classes, "stem": stem, "batch_size": batch_size, "quiet": quiet}
+        return score(self, examples, options or ScoringOptions(), facts, **how)
 
     def benchmark(
         self,

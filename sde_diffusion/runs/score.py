@@ -20,6 +20,7 @@ from sde_diffusion.data.npz import read_rows
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
+from sde_diffusion.evaluation.metrics import content_hash
 from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, digest_of, read_state
 from sde_diffusion.files import provenance
 from sde_diffusion.locks import one_writer
@@ -59,6 +60,7 @@ def score(
     options: ScoringOptions,
     facts: dict[str, Any],
     *,
+    classes: Classes = None,
     stem: str = "likelihood",
     batch_size: int = 64,
     quiet: bool = False,
@@ -66,19 +68,23 @@ def score(
     """Score examples and write ``STEM.npz`` (as it goes), ``STEM.json`` and ``STEM.png`` (the curve of the bound).
 
     Args:
-        examples: as the data set holds them, (N, *), with what they are conditioned on.
+        examples: as the data set holds them, (N, *), with their conditions where the run has some.
         facts: what identifies them, stored with the result.
+        classes: given which they are scored, as of :func:`~sde_diffusion.runs.conditions.conditions_of_examples`.
 
     Raises:
-        InputError: if they are not of the run's shape.
+        InputError: if they are not of the run's shape, or the run has conditions that they lack.
     """
     from tqdm import tqdm
 
+    given = conditions_of_examples(run, examples, classes)
+    examples = Examples(examples.x, given)
     seed, shape = run.config.seed, tuple(examples.x.shape[1:])
     require(shape == run.shape, "data", shape, f"examples of shape {run.shape}, as the run was trained on")
     scorer = Scorer(run.scored, run.codec, examples, options, seed, run.device)
     key = {"checkpoint": run.digest, "seed": seed, "num_examples": len(examples), "options": asdict(options), **facts}
-    key |= {"content": _content(examples), **({"model": run.changed} if run.changed else {})}
+    key |= {"given": words(classes)} if given else {}
+    key |= {"content": content_hash(examples.x, given), **({"model": run.changed} if run.changed else {})}
     dtype = replace(run, denoiser=run.scored).dtype
     if dtype != "float32":
         key["dtype"] = dtype
@@ -93,15 +99,6 @@ def score(
         write_record(run.workdir / f"{stem}.json", result)
         save_bound(run.workdir / f"{stem}.png", result["curves"], bits.unit(result))
     return Scored(scores, result, stem)
-
-
-def _content(examples: Examples) -> str:
-    """Return the SHA-256 of examples and of what they are conditioned on."""
-    found = hashlib.sha256()
-    for name, values in sorted({"": examples.x, **examples.conditions}.items()):
-        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        found.update(values.contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 def _keep_other(path: Path, key: dict[str, Any]) -> None:
@@ -167,13 +164,10 @@ def score_rows(
     kind = "floats" if run.levels is None else f"uint8, grey levels 0 to {run.levels - 1}"
     fits = rows.x.is_floating_point() == (run.levels is None)
     require(fits, f"data='{path}': dtype", rows.x.dtype, f"{kind}, as the run was trained on")
-    given = conditions_of_examples(run, rows, classes)
     options = replace(options, tolerance=options.tolerance or (DEFAULT_TOLERANCE if len(rows) < FEW else 0.0))
-    facts = {"data": path.name}
-    if given:
-        facts["given"] = words(classes)
     stem = f"likelihood_{re.sub(r'[^A-Za-z0-9_.-]+', '_', path.stem)}"
-    return score(run, Examples(rows.x, given), options, facts, stem=stem, batch_size=batch_size, quiet=quiet)
+    how: dict[str, Any] = {"classes": classes, "stem": stem, "batch_size": batch_size, "quiet": quiet}
+    return score(run, rows, options, {"data": path.name}, **how)
 
 
 def score_pictures(
@@ -195,13 +189,9 @@ def score_pictures(
     require(run.levels is not None, "image", [str(f) for f in files], expected, remedy)
     pixels = torch.stack([torch.from_numpy(load_picture(Path(f), run.shape)) for f in files])
     k = (pixels.float() * (((run.levels or 2) - 1) / 255)).round().to(torch.uint8)
-    given = conditions_of_examples(run, Examples(k), classes)
     options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
-    facts: dict[str, Any] = {"files": [str(f) for f in files]}
-    if given:
-        facts["given"] = words(classes)
     how: dict[str, Any] = {"stem": "likelihood_pictures", "batch_size": batch_size, "quiet": quiet}
-    found = score(run, Examples(k, given), options, facts, **how)
+    found = score(run, Examples(k), options, {"files": [str(f) for f in files]}, classes=classes, **how)
     scores, share = found.scores, -1.0 / (math.prod(run.shape) * math.log(2.0))
     figures = (scores.ode.mean(axis=0), scores.continuous, scores.discrete)
     rows = [tuple(float(values[i]) * share for values in figures) for i in range(len(k))]

@@ -121,11 +121,10 @@ def load_reference(
         expected = f"none: of {dataset.noun} the coordinates are compared"
         require(not options.extractor, "extractor", options.extractor, expected)
         measure_of: Measure = Coordinates()
-        reference = measure_of(real)
     else:
         name = options.extractor or EXTRACTOR_OF.get(dataset.name, "inception-v3-compat")
         measure_of = Extractor(name, device, options.weights)
-        reference = reference_features(measure_of, real)
+    reference = reference_features(measure_of, real)
     require_enough("reference", len(real), reference, options.kid_subset)
     require_enough("num_samples", options.num_samples, reference, options.kid_subset)
     return measure_of, reference, content_hash(real)
