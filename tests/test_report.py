@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
 import re
 import shutil
@@ -68,6 +70,33 @@ def test_figures_for_papers(measured: Path) -> None:
     assert len((measured / "report" / "benchmark.csv").read_text().splitlines()) == 1 + len(
         read_rows(measured / RECORD)
     )
+
+
+def test_a_sweep_that_is_extended_concludes_from_all_rows(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its sentences are those of the page; table and figure do not shrink; rows of another measurement stay out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = Path(shutil.copytree(measured, tmp_path / "run"))
+    size = len(read_rows(run / RECORD))
+    old = {k: v for k, v in read_rows(run / RECORD)[0].items() if k != "estimator"}  # as of 0.1.0
+    old["metrics"] = {**old["metrics"], "FD-digits": 0.0}  # it would be the best
+    with open(run / RECORD, "a") as file:
+        file.write(json.dumps(old) + "\n")
+    few = ["--samplers=ddim", "--steps=4", "--num_samples=70", "--device=cpu", "--quiet"]
+    capsys.readouterr()
+    assert main(["benchmark", f"--workdir={run}", *few]) == 0
+    text = capsys.readouterr().out
+    assert f"of all {size + 1} rows that can be compared, {size} of other sweeps among them" in text
+    with open(run / "benchmark.csv", newline="", encoding="utf-8") as table:
+        steps = {(line["sampler"], float(line["value"])) for line in csv.DictReader(table)}
+    expected = {("ddim", 2.0), ("ddim", 3.0), ("ddim", 4.0), ("ancestral", 2.0), ("ancestral", 3.0)}
+    assert steps == expected | {("probability_flow", 0.1)}
+    sentences = [line for line in text.splitlines() if line.startswith(("At most", "Cheapest"))]
+    assert len(sentences) == 5
+    assert main(["report", f"--workdir={run}", "--quiet"]) == 0
+    page = (run / "report.html").read_text()
+    assert all(html.escape(sentence) in page for sentence in sentences)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def row(sampler: str = "ddim", value: float = 10, seed: int = 0, metric: float =
         "kid_subset": 0,
         "checkpoint": "c",
         "dtype": "f",
+        "estimator": 2,
     }
     numbers = {"nfe": value, "seconds": 1.0, "metrics": {"FD-x": metric, "FD-x error": 0.3}}
     return {

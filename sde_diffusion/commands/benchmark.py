@@ -14,7 +14,7 @@ from sde_diffusion.evaluation.curves import points, recommendation
 from sde_diffusion.evaluation.sweep import RECORD
 from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.runs.run import STEPS, SWEPT, TOLERANCES
-from sde_diffusion.runs.sweep import SweepOptions
+from sde_diffusion.runs.sweep import SweepOptions, comparable_rows
 from sde_diffusion.terminal import say
 
 
@@ -67,17 +67,19 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         values.kid_subset,
         values.classes,
     )
-    opened, quiet = open_configured(values, config), values.quiet
+    opened = open_configured(values, config)
     rows = opened.benchmark(
-        values.samplers, steps=steps, tolerances=tolerances, seeds=seeds, options=options, quiet=quiet
+        values.samplers, steps=steps, tolerances=tolerances, seeds=seeds, options=options, quiet=values.quiet
     )
-    metric, seen = rows[0]["metric"], rows[0]["training_images"]
+    metric, seen, known = rows[0]["metric"], rows[0]["training_images"], comparable_rows(opened, rows)
     if seen is not None:
         noun = opened.dataset.noun
         found = plus_minus(seen[metric], seen[f"{metric} error"])
-        say(f"\nas many training {noun} against the {values.split} {noun}: {metric} {found}", quiet)
-    say("± is a 95 % interval; a number without one has none that covers", quiet)
-    for sentence in recommendation(points(rows), metric):
-        say(sentence, quiet)
+        say(f"\nas many training {noun} against the {values.split} {noun}: {metric} {found}")
+    say("± is a 95 % interval; a number without one has none that covers")
+    if len(known) > len(rows):
+        say(f"of all {len(known)} rows that can be compared, {len(known) - len(rows)} of other sweeps among them:")
+    for sentence in recommendation(points(known), metric):
+        say(sentence)
     look = f"sde-diffusion report --workdir={opened.workdir}"
-    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {opened.workdir}; look: {look}", quiet)
+    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {opened.workdir}; look: {look}")

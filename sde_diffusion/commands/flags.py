@@ -25,6 +25,7 @@ from sde_diffusion.training.settings import is_run
 
 BY_DATA = {"config.network": BY_SHAPE, "config.codec": ("grey_levels", "standardised")}
 """What "auto" chooses from."""
+QUIET = "Print results and warnings only: no progress, nothing of what is being done."
 
 
 def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> None:
@@ -32,7 +33,7 @@ def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> No
     flags.DEFINE_string("workdir", workdir, "Folder of the run.", flag_values=values)
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda", "mps"], "Where to compute.", flag_values=values)
     flags.DEFINE_integer("seed", None, "Seed of everything random; by default the configuration's.", flag_values=values)
-    flags.DEFINE_boolean("quiet", False, "No progress bar.", flag_values=values)
+    flags.DEFINE_boolean("quiet", False, QUIET, flag_values=values)
 
 
 def define_pretrained_flag(values: flags.FlagValues) -> None:

@@ -112,12 +112,12 @@ def _splits(values: flags.FlagValues, run: Run, options: ScoringOptions) -> list
         say(f"{min(values.num_samples or count, count)} {values.split} {data.noun} of {data.name}", values.quiet)
         how: dict[str, Any] = {"num_examples": values.num_samples, "options": options, **_how(values)}
         found.append(run.score(values.split, data=data, stem=stem, **how))
-        _tell(values, run, found[-1])
+        _tell(run, found[-1])
     if values.against:
         apart = separate(run, found[0], found[1])
         found_apart = plus_minus(apart.auroc, apart.std_error, ".4f", ".4f")
         about = f"AUROC of log-likelihood, {run.dataset.name} above {values.against}"
-        say(f"{about}: {found_apart} (95 %)\n{CAVEAT}", values.quiet)
+        say(f"{about}: {found_apart} (95 %)\n{CAVEAT}")
     return found
 
 
@@ -125,9 +125,9 @@ def _how(values: flags.FlagValues) -> dict[str, Any]:
     return {"classes": values.classes or None, "batch_size": values.batch_size, "quiet": values.quiet}
 
 
-def _tell(values: flags.FlagValues, run: Run, found: Scored) -> None:
+def _tell(run: Run, found: Scored) -> None:
     written = f"wrote {found.stem}.json, {found.stem}.npz, {found.stem}.png in {run.workdir}"
-    say(f"{bits.as_text(found.summary)}\n{written}\n", values.quiet)
+    say(f"{bits.as_text(found.summary)}\n{written}\n")
 
 
 def _rows(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Scored:
@@ -135,10 +135,10 @@ def _rows(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Scored
     found = score_rows(run, Path(values.data), options, **_how(values))
     log_p = found.scores.ode.mean(axis=0)
     if len(log_p) <= PRINTED:
-        say(f"{'row':>6} {'log p, nats':>14}", values.quiet)
+        say(f"{'row':>6} {'log p, nats':>14}")
         for i, value in enumerate(log_p):
-            say(f"{i:6} {value:14.4f}", values.quiet)
-    _tell(values, run, found)
+            say(f"{i:6} {value:14.4f}")
+    _tell(run, found)
     return found
 
 
@@ -148,7 +148,7 @@ def _pictures(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Sc
     say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
     for (ode, continuous, discrete), name in zip(rows, values.image, strict=True):
         say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {name}")
-    say(f"wrote likelihood_pictures.json, .npz, .png in {run.workdir}", values.quiet)
+    say(f"wrote likelihood_pictures.json, .npz, .png in {run.workdir}")
     return found
 
 

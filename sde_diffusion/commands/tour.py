@@ -90,14 +90,14 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     opened = load_run(workdir, config, device, data=dataset)
     scored = opened.score(num_examples=NUM_SCORED, quiet=quiet)
     count = scored.summary["provenance"]["num_examples"]
-    say(f"\nlikelihood of {count} held-out {dataset.noun}\n{bits.as_text(scored.summary)}\n", quiet)
+    say(f"\nlikelihood of {count} held-out {dataset.noun}\n{bits.as_text(scored.summary)}\n")
 
     show(opened, workdir / "samples" / f"(test {dataset.noun}).png", opened.codec.encode(dataset.test)[0][:GRID])
     planned = plan(config.seed)
     say(f"sampling {values.num_samples} with every sampler", quiet)
     rows = sweep_run(opened, planned, options, quiet, hook=_distances(opened, planned))
     page = opened.report()
-    say(f"\n{_table(rows)}\n{_guide(workdir, page, len(dataset.test), dataset.noun)}", quiet)
+    say(f"\n{_table(rows)}\n{_guide(workdir, page, len(dataset.test), dataset.noun)}")
     say(f"done in {time.perf_counter() - start:.0f} s", quiet)
 
 

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import samplers
+from sde_diffusion.commands.flags import QUIET
 from sde_diffusion.evaluation.verification import Certificate, certify, certify_likelihood
 from sde_diffusion.sdes import SDE, SDES
 from sde_diffusion.terminal import say
@@ -22,7 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("sampler", "", "Certify this sampler only.", flag_values=values)
     flags.DEFINE_string("sde", "", "Certify on this SDE only.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the samples on the mixture.", flag_values=values)
-    flags.DEFINE_boolean("quiet", False, "No progress bar.", flag_values=values)
+    flags.DEFINE_boolean("quiet", False, QUIET, flag_values=values)
 
 
 def table_row(name: str, sde: str, c: Certificate) -> str:

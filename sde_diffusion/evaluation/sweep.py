@@ -27,8 +27,10 @@ from sde_diffusion.terminal import notice
 
 Row = dict[str, Any]
 
-ALIKE = ("metric", "extractor", "reference", "num_samples", "kid_subset", "checkpoint", "dtype")
+ALIKE = ("metric", "extractor", "reference", "num_samples", "kid_subset", "checkpoint", "dtype", "estimator")
 """Fields in which rows must agree to be compared."""
+ESTIMATOR = 2
+"""Version of how metrics and their errors are computed; rows of 0.1.0, whose errors are the bootstrap's, have none."""
 RECORD = "benchmark.jsonl"
 PICTURES, TRAJECTORY = "benchmark", "_trajectory"
 """Folder of the pictures of a sweep, and what the name of a strip of the reverse process ends in."""
@@ -101,6 +103,11 @@ def read_rows(path: Path) -> list[Row]:
     if len(single) < len(rows):
         notice(f"{path}: {len(rows) - len(single)} of its {len(rows)} rows repeat another and are left out")
     return list(reversed(single.values()))
+
+
+def comparable(rows: Iterable[Row], row: Row) -> list[Row]:
+    """Return the rows that can be compared with one of them."""
+    return [other for other in rows if all(other.get(field) == row.get(field) for field in ALIKE)]
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -31,6 +31,7 @@ from sde_diffusion.evaluation.metrics import (
 )
 from sde_diffusion.evaluation.pictures import save_strip
 from sde_diffusion.evaluation.sweep import (
+    ESTIMATOR,
     PICTURES,
     RECORD,
     TRAJECTORY,
@@ -38,6 +39,7 @@ from sde_diffusion.evaluation.sweep import (
     Row,
     Setting,
     batches,
+    comparable,
     join_batches,
     picture_of,
     read_rows,
@@ -167,6 +169,7 @@ class _Sweep:
             "kid_subset": self.options.kid_subset,
             "checkpoint": self.run.digest,
             "dtype": self.run.dtype,
+            "estimator": ESTIMATOR,
         }
 
     @cached_property
@@ -273,7 +276,9 @@ def line_of(row: Row) -> str:
 def sweep_run(
     run: Run, plan: Sequence[Setting], options: SweepOptions, quiet: bool = False, hook: Hook | None = None
 ) -> list[Row]:
-    """Run a sweep; write ``benchmark.jsonl`` (as it goes), its table and figure, and pictures of samples.
+    """Run a sweep; write ``benchmark.jsonl`` (as it goes) and pictures of samples.
+
+    Its table and its figure are of all rows that can be compared with these, of this sweep and of those before it.
 
     Returns:
         The rows of the plan.
@@ -287,11 +292,17 @@ def sweep_run(
         recorded = read_rows(run.workdir / RECORD)
         swept = _Sweep(run, options, plan, quiet, hook)
         rows = _go(swept, plan, recorded)
-        write_atomically(run.workdir / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
+        known = comparable_rows(run, rows)
+        write_atomically(run.workdir / "benchmark.csv", lambda p: p.write_text(as_csv(known), encoding="utf-8"))
         seen = rows[0]["training_images"]
         mark = seen and seen[swept.metric]
-        save_sweep(run.workdir / "benchmark.png", points(rows), swept.metric, mark=mark)
+        save_sweep(run.workdir / "benchmark.png", points(known), swept.metric, mark=mark)
     return rows
+
+
+def comparable_rows(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """Return all rows of a run's record that can be compared with those of a sweep, these among them."""
+    return comparable(read_rows(run.workdir / RECORD), rows[0])
 
 
 def _go(swept: _Sweep, plan: Sequence[Setting], recorded: Sequence[Row]) -> list[Row]:
