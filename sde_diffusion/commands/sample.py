@@ -79,8 +79,9 @@ def _told(saved: Saved) -> str:
         lines.append("all of them were there already; --overwrite draws them again")
     elif saved.before:
         lines.append(f"{saved.before} of them were there already")
-    names = [f"{path.name}/" if path.is_dir() else path.name for path in saved.files]
-    shown = f" (the first {saved.shown})" if saved.shown < saved.count else ""
-    names[2] += shown
-    lines.append(f"{'wrote' if saved.changed else 'kept'} {', '.join(names)} in {saved.files[0].parent}")
+    samples, *beside = saved.files
+    stem = beside[0].name.removesuffix(".json")
+    names = [f"{stem}/" if samples.is_dir() else samples.name, *(path.name.removeprefix(stem) for path in beside)]
+    names[2] += f" (the first {saved.shown})" if saved.shown < saved.count else ""
+    lines.append(f"{'wrote' if saved.changed else 'kept'} {', '.join(names)} in {samples.parent}")
     return "\n".join(lines)

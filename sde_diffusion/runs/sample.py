@@ -90,7 +90,7 @@ class _Way:
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def add(self, t: Tensor, x: Tensor) -> None:
-        self._seen.append((t[: self._rows].double().cpu(), x[: self._rows].float().cpu().clone()))
+        self._seen.append((t[: self._rows].cpu().double(), x[: self._rows].float().cpu().clone()))
 
     def strip(self, sde: SDE) -> Strip:
         """Return as many of them as a strip has columns, evenly spread.
