@@ -202,7 +202,7 @@ def test_stopped_at_once_nothing_is_left(
 def test_killed_between_a_shard_and_its_record(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, dict[str, bytes]], form: str
 ) -> None:
-    """The shard is there and not counted: it is drawn again, and the same."""
+    """The shard is there and not counted: it is drawn again, and the same, and then counted."""
     command = [*SHARDS, f"--format={form}", f"--out={tmp_path}", "--quiet"]
     original = save.write_record
 
@@ -218,6 +218,8 @@ def test_killed_between_a_shard_and_its_record(
     assert read_record(tmp_path / "samples.json")["drawn"] == 4
     assert sample(run, *command) == 0
     assert content(tmp_path) == whole[form]
+    record = read_record(tmp_path / "samples.json")
+    assert (record["drawn"], record["nfe"]) == (10, 2.0)
 
 
 def test_a_full_disk_keeps_finished_shards(
