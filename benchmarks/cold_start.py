@@ -31,6 +31,7 @@ for i, picture in enumerate(pipeline(batch_size=16, num_inference_steps=10, gene
     picture.save(f"{sys.argv[1]}/{i}.png")
 """
 SAMPLE = ["-m", "sde_diffusion", "sample", "--sampler=ancestral", "--steps=10", "--num_samples=16", "--quiet"]
+SAMPLE += ["--overwrite"]  # else nothing is drawn again
 PAIRS = {"import sde_diffusion": "import torch", "sde-diffusion sample": "DDPMPipeline"}
 
 

@@ -105,6 +105,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _to_disk(path.parent)
 
 
+def add_files(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``folder``, then move its files there: each is whole or absent."""
+    with _unfinished(folder, Path.mkdir) as part:
+        write(part)
+        written = sorted(part.iterdir())
+        if len(written) > 1 and hasattr(os, "sync"):  # all at once: one by one a thousand small files take seconds
+            os.sync()
+        else:
+            for path in written:
+                _to_disk(path)
+        folder.mkdir(exist_ok=True)
+        for path in written:
+            os.replace(path, folder / path.name)
+        _to_disk(folder)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to be filled; it becomes ``path``, which is new or empty by then, whole or not at all.

@@ -15,7 +15,7 @@ import pytest
 import samplers
 from sde_diffusion.commands.main import COMMANDS, main
 from sde_diffusion.records import read_record
-from tests.test_training import SMALL, train
+from tests.test_training import SMALL, draw_of, train
 
 DDIM = {"ddim": samplers.config("ddim")}
 """All that a run stores of samplers when nobody has chosen another."""
@@ -51,11 +51,11 @@ def test_every_sampler_from_flags(trained: Path, name: str) -> None:
 
 def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
     assert sample(trained, "--sampler=pc", "--steps=4", "--config.sampler.pc.snr=0.2", "--seed=9", "--trajectory") == 0
-    facts = read_record(trained / "samples" / "pc_4_seed9.json")
+    facts = read_record(draw_of(trained, "pc_4_n3_seed9", ".json"))
     assert "snr=0.2" in facts["sampler"]
     assert facts["nfe"] == 7
     for end in (".png", "_trajectory.png"):
-        assert (trained / "samples" / f"pc_4_seed9{end}").read_bytes()[:4] == b"\x89PNG"
+        assert draw_of(trained, "pc_4_n3_seed9", end).read_bytes()[:4] == b"\x89PNG"
     assert json.loads((trained / "config.json").read_text())["config"]["sampler"] == {"name": "ddim", **DDIM}
 
 
@@ -73,19 +73,20 @@ def test_options_from_flags_reach_the_sampler(trained: Path) -> None:
         (["corrector=none", "predictor=identity"], ["IdentityPredictor", "corrector='none'"]),
     ],
 )
-def test_parts_of_a_composite_from_flags(trained: Path, flags: list[str], parts: list[str]) -> None:
+def test_parts_of_a_composite_from_flags(trained: Path, flags: list[str], parts: list[str], tmp_path: Path) -> None:
     """By their name alone, or with options of their own."""
-    assert sample(trained, "--sampler=pc", "--steps=2", *(f"--config.sampler.pc.{flag}" for flag in flags)) == 0
-    facts = read_record(trained / "samples" / "pc_2_seed0.json")
+    given = [f"--config.sampler.pc.{flag}" for flag in flags]
+    assert sample(trained, "--sampler=pc", "--steps=2", f"--out={tmp_path}", *given) == 0
+    facts = read_record(tmp_path / "samples.json")
     for part in parts:
         assert part in facts["sampler"]
 
 
-def test_batch_size_does_not_change_the_pictures(trained: Path) -> None:
+def test_batch_size_does_not_change_the_pictures(trained: Path, tmp_path: Path) -> None:
     drawn = []
     for size in (1, 2, 3):
-        assert sample(trained, "--steps=3", f"--batch_size={size}") == 0
-        drawn.append(np.load(trained / "samples" / "ddim_3_seed0.npz")["x"])
+        assert sample(trained, "--steps=3", f"--batch_size={size}", f"--out={tmp_path / str(size)}") == 0
+        drawn.append(np.load(tmp_path / str(size) / "samples.npz")["x"])
     np.testing.assert_allclose(drawn[1], drawn[0], atol=1e-5)
     np.testing.assert_allclose(drawn[2], drawn[0], atol=1e-5)
 

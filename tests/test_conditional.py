@@ -27,6 +27,7 @@ from sde_diffusion.runs.batches import TrainingBatches
 from sde_diffusion.runs.conditions import class_numbers, conditions_of_examples
 from sde_diffusion.runs.sweep import SweepOptions
 from sde_diffusion.training.loop import TrainingOptions
+from tests.test_training import draw_of
 
 MEANS = torch.tensor([[-2.0, 0.0], [1.0, 0.5], [0.0, 3.0]], dtype=torch.float64)
 STD = (0.5, 0.3, 0.8)
@@ -174,7 +175,8 @@ def test_a_run_with_classes_does_everything(conditional: Path, monkeypatch: pyte
     assert main(["sample", *about, "--classes=7", "--steps=2", "--num_samples=3"]) == 0
     assert main(["sample", *about, "--classes=0,1,2", "--steps=2", "--num_samples=5", "--batch_size=2"]) == 0
     assert main(["sample", *about, "--steps=2", "--num_samples=2"]) == 0  # no class
-    drawn = [np.load(conditional / "samples" / f"ddim_2{c}_seed0.npz") for c in ("_class7", "_class0-1-2", "")]
+    names = ("ddim_2_class7_n3_seed0", "ddim_2_class0-1-2_n5_seed0", "ddim_2_n2_seed0")
+    drawn = [np.load(draw_of(conditional, name)) for name in names]
     assert drawn[0]["classes"].tolist() == [7] * 3
     assert drawn[1]["classes"].tolist() == [0, 1, 2, 0, 1]
     assert "classes" not in drawn[2]
@@ -272,7 +274,7 @@ def test_digits_are_of_the_class_asked_for(tmp_path: Path) -> None:
     assert main(["train", f"--workdir={tmp_path}", *flags]) == 0
     about = [f"--workdir={tmp_path}", "--classes=all", "--num_samples=500", "--batch_size=250", "--quiet"]
     assert main(["sample", *about, "--device=cpu"]) == 0
-    with np.load(tmp_path / "samples" / "ddim_50_classes10_seed0.npz") as drawn:
+    with np.load(draw_of(tmp_path, "ddim_50_classes10_n500_seed0")) as drawn:
         x, y = torch.from_numpy(drawn["x"]), torch.from_numpy(drawn["classes"])
     (logits,) = DigitsExtractor("digits", ["logits"])(to_uint8(x, 17))
     assert torch.bincount(y).tolist() == [50] * 10

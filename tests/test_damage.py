@@ -30,7 +30,7 @@ from sde_diffusion.records import as_line, read_record, sealed, write_record
 from sde_diffusion.training import checkpoints
 from tests.test_commands import refused
 from tests.test_sweep import row
-from tests.test_training import SMALL, train
+from tests.test_training import SMALL, draw_of, train
 
 BENCHMARK = ["--samplers=ddim", "--steps=2", "--num_samples=70", "--quiet", "--device=cpu"]
 LIKELIHOOD = ["--num_images=3", "--bound_draws=2", "--bound_steps=2", "--tolerance=0.5", "--quiet", "--device=cpu"]
@@ -74,7 +74,7 @@ def test_a_name_in_a_record_is_no_path(
 ) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "only copy.txt").write_text("mine")
-    (tmp_path / "precious.png").write_bytes((run / "samples" / "ddim_2_seed0.png").read_bytes())
+    (tmp_path / "precious.png").write_bytes(draw_of(run, "ddim_2_n2_seed0", ".png").read_bytes())
     edit_rows(run, **{field: name.format(tmp=tmp_path) if isinstance(name, str) else name})
     before = contents(tmp_path)
     for command in (["benchmark", *BENCHMARK], ["report"]):
@@ -246,8 +246,12 @@ def flip_a_bit(path: Path, draw: random.Random) -> None:
     path.write_bytes(bytes(content))
 
 
+def draws(run: Path) -> int:
+    return main(["sample", f"--workdir={run}", f"--out={run / 'drawn'}", "--steps=2", "--num_samples=2", "--quiet"])
+
+
 def drawn(run: Path) -> np.ndarray:
-    return np.asarray(np.load(run / "samples" / "ddim_2_seed0.npz")["x"])
+    return np.asarray(np.load(run / "drawn" / "samples.npz")["x"])
 
 
 def test_a_flipped_bit_is_never_silent(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +265,7 @@ def test_a_flipped_bit_is_never_silent(whole: Path, tmp_path: Path, capsys: pyte
         run = Path(shutil.copytree(whole, tmp_path / folder.name))
         if folder is before:
             shutil.rmtree(run / "checkpoints" / newest.name)
-        assert main(["sample", f"--workdir={run}", "--steps=2", "--num_samples=2", "--quiet"]) == 0
+        assert draws(run) == 0
         sample_of[folder.name] = drawn(run)
     silent, harmless = [], 0
     for i in range(FLIPS):
@@ -278,7 +282,7 @@ def test_a_flipped_bit_is_never_silent(whole: Path, tmp_path: Path, capsys: pyte
             assert again.read_bytes() == first.read_bytes()  # trained again, bit for bit
             assert (run / "checkpoints" / "damaged_step_00000004").is_dir()
         else:
-            code = main(["sample", f"--workdir={run}", "--steps=2", "--num_samples=2", "--quiet"])
+            code = draws(run)
             said = capsys.readouterr().err
             used = "step_00000002" if "step_00000002 is used" in said else "step_00000004"
             assert code == 0, said

@@ -18,6 +18,7 @@ from sde_diffusion.objectives.weightings import EDM
 from sde_diffusion.records import read_record
 from sde_diffusion.stored_config import load_config
 from sde_diffusion.training import checkpoints
+from tests.test_training import draw_of
 
 EARLY = Path(__file__).parent / "data" / "early_run"
 
@@ -36,7 +37,8 @@ def run(name: str, workdir: Path, *flags: str) -> int:
 def test_it_draws_what_it_drew(early: Path, sampler: str) -> None:
     """``ancestral`` with the bound on x₀ that its configuration asks for; to the rounding of float32."""
     assert run("sample", early, f"--sampler={sampler}", "--steps=3", "--num_samples=2", "--device=cpu") == 0
-    now, then = (np.load(w / "samples" / f"{sampler}_3_seed0.npz")[name] for w, name in ((early, "z"), (EARLY, "x")))
+    now = np.load(draw_of(early, f"{sampler}_3_n2_seed0"))["z"]
+    then = np.load(EARLY / "samples" / f"{sampler}_3_seed0.npz")["x"]
     np.testing.assert_allclose(now, then, atol=2e-5)
     assert np.abs(then).max() > 0.1
 

@@ -260,9 +260,10 @@ def test_workdirs_of_before_are_read(trained: Path, tmp_path: Path) -> None:
 
 def sampled(workdir: Path, *flags: str) -> tuple[np.ndarray, dict[str, Any]]:
     quick = ("--sampler=ddim", "--steps=3", "--num_samples=4", "--quiet", "--device=cpu")
-    assert main(["sample", f"--workdir={workdir}", *quick, *flags]) == 0
-    with np.load(workdir / "samples" / "ddim_3_seed0.npz") as content:
-        return content["z"], read_record(workdir / "samples" / "ddim_3_seed0.json")
+    out = workdir / f"drawn {' '.join(flags)}"
+    assert main(["sample", f"--workdir={workdir}", f"--out={out}", *quick, *flags]) == 0
+    with np.load(out / "samples.npz") as content:
+        return content["z"], read_record(out / "samples.json")
 
 
 def test_samples_name_their_precision(trained: Path) -> None:

@@ -25,6 +25,7 @@ from sde_diffusion.commands.main import main
 from sde_diffusion.data import Examples
 from sde_diffusion.evaluation.scoring import NAMES, Scorer, ScoringOptions
 from sde_diffusion.noise import NoiseStream
+from tests.test_training import draw_of
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "continuous.py"
 Measure = Callable[[np.ndarray], np.ndarray]
@@ -124,8 +125,8 @@ def train(kind: str, law: Law, folder: Path) -> Path:
 
 
 def sample(workdir: Path, n: int) -> np.ndarray:
-    command("sample", workdir, "--quiet", f"--num_samples={n}", "--batch_size=250")
-    (file,) = (workdir / "samples").glob("*_seed0.npz")
+    command("sample", workdir, "--quiet", f"--num_samples={n}", f"--shard_size={n}", "--batch_size=250")
+    (file,) = (workdir / "samples").glob(f"*_n{n}_seed0_*.npz")
     with np.load(file) as content:
         return np.asarray(content["x"], np.float64)
 
@@ -282,7 +283,7 @@ def test_all_commands_speak_of_what_the_data_are(kind: str, tmp_path: Path, caps
     for text in (said.out + said.err, page):
         assert re.search(r"\bnats\b", text)
         assert not re.search(r"(?i)\bimages?\b|\bpictures?\b|bits", text)
-    with np.load(workdir / "samples" / "ddim_3_seed0.npz") as drawn:
+    with np.load(draw_of(workdir, "ddim_3_n4_seed0")) as drawn:
         assert drawn["x"].shape == drawn["z"].shape == (4, *law.shape)
         decoded = sd.open_run(workdir).codec.decode(torch.from_numpy(drawn["z"]))
         assert np.array_equal(drawn["x"], decoded.numpy())
@@ -290,7 +291,7 @@ def test_all_commands_speak_of_what_the_data_are(kind: str, tmp_path: Path, caps
         with np.load(workdir / f"{stem}.npz") as scores:
             assert np.isfinite(scores[NAMES["ode"]]).all()
             assert scores[NAMES["ode"]].shape == (1, count)
-    figures = [workdir / "samples" / f"ddim_3_seed0{end}.png" for end in ("", "_trajectory")]
+    figures = [draw_of(workdir, "ddim_3_n4_seed0", f"{end}.png") for end in ("", "_trajectory")]
     figures += [workdir / f"{stem}.png" for stem in ("likelihood", "likelihood_rows", "benchmark")]
     figures += (workdir / "benchmark").glob("*.png")
     assert len(figures) >= 7

@@ -22,7 +22,7 @@ from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.objectives import OBJECTIVES, TIMES
 from sde_diffusion.records import read_record
 from tests.test_commands import refused, trained
-from tests.test_training import SMALL
+from tests.test_training import SMALL, draw_of
 
 __all__ = ["trained"]
 
@@ -76,7 +76,7 @@ def test_a_package_outside_of_the_tree(tmp_path: Path, monkeypatch: pytest.Monke
     forget()
     pulled = ["--config.guidance.name=own_guidance", "--config.guidance.own_guidance.strength=1.0"]
     assert main(["sample", run, "--steps=4", "--num_samples=2", "--quiet", *pulled]) == 0
-    np.testing.assert_allclose(np.load(own / "run" / "samples" / "own_sampler_4_seed0.npz")["z"], 0.5, atol=1e-6)
+    np.testing.assert_allclose(np.load(draw_of(own / "run", "own_sampler_4_n2_seed0"))["z"], 0.5, atol=1e-6)
     forget()
     assert main(["train", run, *flags, "--config.training.num_steps=3"]) == 0
     forget()
@@ -224,7 +224,7 @@ def test_a_shipped_run_with_a_sampler_of_ones_own(
     monkeypatch.chdir(tmp_path)
     flags = [f"--plugins={OUTSIDE / 'own_sampler.py'}", "--sampler=own_sampler", "--steps=2", "--num_samples=1"]
     assert main(["sample", "--pretrained=fashion_mnist", *flags, "--quiet"]) == 0
-    assert (tmp_path / "runs" / "fashion_mnist" / "samples" / "own_sampler_2_seed0.npz").exists()
+    assert draw_of(tmp_path / "runs" / "fashion_mnist", "own_sampler_2_n1_seed0").exists()
     capsys.readouterr()
     assert main(["samplers", f"--plugins={OUTSIDE / 'own_sampler.py'}"]) == 0
     assert "own_sampler" in capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_a_configuration_brings_its_plug_in(tmp_path: Path, monkeypatch: pytest.
     assert main(["train", run, f"--config={tmp_path / 'my.py'}", *flags]) == 0
     forget()
     assert main(["sample", run, "--num_samples=1", "--quiet"]) == 0
-    assert (tmp_path / "run" / "samples" / "own_sampler_7_seed0.npz").exists()
+    assert draw_of(tmp_path / "run", "own_sampler_7_n1_seed0").exists()
 
 
 def test_only_what_is_chosen_is_stored(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sde_diffusion.evaluation.sweep import read_rows
 from sde_diffusion.records import read_record, write_record
 from sde_diffusion.runs.sweep import SweepOptions
 from tests.test_commands import refused, trained
+from tests.test_training import draw_of
 
 __all__ = ["trained"]
 
@@ -52,7 +53,7 @@ def test_an_opened_run_does_what_the_commands_do(trained: Path) -> None:
     drawn = run.sample("pc", num_steps=3, n=5, batch_size=2, quiet=True, snr=0.2)
     flags = ["--sampler=pc", "--steps=3", "--num_samples=5", "--config.sampler.pc.snr=0.2", "--quiet", "--device=cpu"]
     assert main(["sample", f"--workdir={trained}", *flags]) == 0
-    np.testing.assert_allclose(drawn.x, np.load(trained / "samples" / "pc_3_seed0.npz")["x"], atol=1e-5)
+    np.testing.assert_allclose(drawn.x, np.load(draw_of(trained, "pc_3_n5_seed0"))["x"], atol=1e-5)
     assert drawn.nfe == 5
     own = run.sample(samplers.build("ddim", num_steps=2), n=2, seed=3, quiet=True)
     assert torch.equal(own.x, run.sample("ddim", num_steps=2, n=2, seed=3, quiet=True).x)

@@ -12,6 +12,7 @@ import sde_diffusion as sd
 from sde_diffusion.commands.main import main
 from sde_diffusion.training import checkpoints, shipped
 from tests.test_commands import refused
+from tests.test_training import draw_of
 
 
 @pytest.mark.parametrize("name", shipped.names())
@@ -29,7 +30,7 @@ def test_sampled_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     flags = ["--sampler=heun", "--steps=3", "--num_samples=2", "--device=cpu", "--quiet"]
     assert main(["sample", "--pretrained=fashion_mnist", *flags]) == 0
     run = tmp_path / "runs" / "fashion_mnist"
-    drawn = np.load(run / "samples" / "heun_3_seed0.npz")["z"]
+    drawn = np.load(draw_of(run, "heun_3_n2_seed0"))["z"]
     assert drawn.shape == (2, 1, 28, 28)
     assert main(["sample", "--pretrained=fashion_mnist", *flags, "--seed=1"]) == 0  # it is there already
     denoiser = sd.load_pretrained("fashion_mnist")

@@ -36,6 +36,12 @@ def train(workdir: Path, *flags: str) -> int:
     return main(["train", f"--workdir={workdir}", *SMALL, *flags])
 
 
+def draw_of(workdir: Path, name: str, end: str = ".npz") -> Path:
+    """The file of the one draw of a run that is called so, the hash at the end of its name apart."""
+    [path] = (workdir / "samples").glob(f"{name}_{'[0-9a-f]' * 8}{end}")
+    return path
+
+
 def test_ema_is_the_weighted_sum() -> None:
     """After updates with weights d_n = min(decay, (1 + n)/(10 + n)) the average is the recursion's closed sum."""
     net = torch.nn.Linear(1, 1, bias=False)
@@ -138,8 +144,8 @@ def test_provenance_is_with_every_artefact(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "checkpoints" / "step_00000002" / "state.json").read_text())
     import numpy as np
 
-    arrays = np.load(tmp_path / "samples" / "ddim_2_seed4.npz")
-    sampled = read_record(tmp_path / "samples" / "ddim_2_seed4.json")
+    arrays = np.load(draw_of(tmp_path, "ddim_2_n3_seed4"))
+    sampled = read_record(draw_of(tmp_path, "ddim_2_n3_seed4", ".json"))
     for facts in (saved["provenance"], state["provenance"], sampled):
         assert facts["version"] == sd.__version__
         assert facts["seed"] == 4
@@ -168,7 +174,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert losses[-1] < 0.6 < losses[0]
     sample = ["sample", f"--workdir={tmp_path}", "--quiet", "--device=cpu", "--trajectory", "--num_samples=100"]
     assert main(sample) == 0
-    assert (tmp_path / "samples" / "ddim_50_seed0_trajectory.png").stat().st_size > 1000
+    assert draw_of(tmp_path, "ddim_50_n100_seed0", "_trajectory.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("sde", ["vp", "subvp", "ve", "cosine", "ddpm"])

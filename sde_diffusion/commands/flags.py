@@ -85,7 +85,7 @@ def parse(
     return values, overrides
 
 
-PATHS = ("workdir", "source", "init", "data", "conditions", "inception_weights", "image", "compare", "config")
+PATHS = ("workdir", "source", "init", "data", "conditions", "inception_weights", "image", "compare", "config", "out")
 """Flags whose values are paths, in which "~" is a person's home."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,15 @@ def save_grid(path: Path, x: Tensor, columns: int | None = None) -> None:
         write_atomically(path, lambda p: Image.fromarray(tiles.numpy()).save(p))
     else:
         _save_scatter(path, [x], ["samples"])
+
+
+def save_pictures(folder: Path, pictures: Mapping[str, Tensor]) -> None:
+    """Write 8-bit pictures, uint8 (1 or 3, H, W), into files of their names: grey, or RGB."""
+    from PIL import Image
+
+    for name, picture in pictures.items():
+        pixels = picture.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels[..., 0] if len(picture) == 1 else pixels).save(folder / name)
 
 
 def save_strip(path: Path, states: Sequence[Tensor], times: Sequence[float]) -> None:

@@ -27,6 +27,7 @@ from sde_diffusion.likelihood import LikelihoodResult, log_likelihood
 from sde_diffusion.networks.execution import precision_of
 from sde_diffusion.runs.conditions import Classes, conditions_of_samples
 from sde_diffusion.runs.sample import Drawn, draw
+from sde_diffusion.runs.save import Saved, SavingOptions, save_samples
 from sde_diffusion.runs.score import Scored, score
 from sde_diffusion.runs.sweep import SweepOptions, sweep_run
 from sde_diffusion.terminal import notice
@@ -98,14 +99,15 @@ class Run:
 
     def denoiser_of(self, sampler: Sampler) -> AbstractDenoiser:
         """Return what a sampler draws from: the denoiser, with the configuration's guidance and bound around it."""
-        return wrap(self.config, self.denoiser, self._name_of(sampler))
+        return wrap(self.config, self.denoiser, self.name_of(sampler))
 
     def wrapping(self, sampler: Sampler) -> dict[str, dict[str, Any]]:
         """Return what is around the denoiser when a sampler draws: names and options of guidance and thresholding."""
-        return wrapping(self.config, self._name_of(sampler))
+        return wrapping(self.config, self.name_of(sampler))
 
     @staticmethod
-    def _name_of(sampler: Sampler) -> str:
+    def name_of(sampler: Sampler) -> str:
+        """Return the name under which a sampler is registered; "" if it is not."""
         known = type(sampler) in map(samplers.SAMPLERS.__getitem__, samplers.SAMPLERS)
         return samplers.SAMPLERS.name_of(sampler) if known else ""
 
@@ -162,7 +164,7 @@ class Run:
             n: number of samples.
             seed: by default the configuration's.
             batch_size: samples at a time; does not change them.
-            trajectory: keep the first samples' states on their way.
+            trajectory: keep the states of the first samples, of the first batch, on their way.
             quiet: no progress bar.
             classes: numbers or names of classes, which take turns, "all", or a tensor (n,) with that of each.
             conditions: others that the network takes, by name, (n, *) each.
@@ -179,6 +181,40 @@ class Run:
         given = conditions_of_samples(self, n, classes, conditions or {})
         how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "trajectory": trajectory, "conditions": given}
         return draw(self, sampler, n, seed=self.config.seed if seed is None else seed, **how)
+
+    def save_samples(
+        self,
+        sampler: str | Sampler = "",
+        *,
+        num_steps: int | None = None,
+        n: int = 64,
+        seed: int | None = None,
+        batch_size: int = 64,
+        saving: SavingOptions | None = None,
+        quiet: bool = False,
+        classes: Classes = None,
+        conditions: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Saved:
+        """Draw ``n`` samples into files, however many: a shard at a time is held in memory.
+
+        Shards that are there are not drawn again: the same call goes on where a killed one was. What was drawn with
+        anything else lies under another name, or is refused.
+
+        Args:
+            saving: where they are written, and how.
+            sampler, num_steps, n, seed, batch_size, quiet, classes, conditions, options: as of :meth:`sample`.
+
+        Raises:
+            InputError: on what :meth:`sample` refuses, if another draw is there, or files of which no record tells.
+        """
+        if not isinstance(sampler, Sampler):
+            sampler = self.sampler(sampler, num_steps, **options)
+        require_int("n", n, 1)
+        given = conditions_of_samples(self, n, classes, conditions or {})
+        how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "conditions": given}
+        seed = self.config.seed if seed is None else seed
+        return save_samples(self, sampler, n, saving or SavingOptions(), seed=seed, **how)
 
     def likelihood(
         self, x: Tensor, *, classes: Classes = None, conditions: Mapping[str, Any] | None = None, **options: Any

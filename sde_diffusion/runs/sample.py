@@ -1,9 +1,9 @@
-"""Drawing samples from a run, batch by batch, and the files that they are kept in."""
+"""Drawing samples from a run, batch by batch, and what is shown of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from samplers import Sampler
-from sde_diffusion.errors import require_int
+from sde_diffusion.errors import require, require_int
 from sde_diffusion.evaluation.pictures import is_picture, save_examples, save_grid, save_strip
-from sde_diffusion.files import provenance, write_atomically
-from sde_diffusion.ops import column
+from sde_diffusion.files import write_atomically
 from sde_diffusion.records import write_record
-from sde_diffusion.stored_config import chosen
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -30,6 +28,31 @@ STRIP_POINTS = 500
 
 
 @dataclass(frozen=True)
+class Strip:
+    """The first samples on their way, at a few times.
+
+    Attributes:
+        times: of the states, float64 (columns, rows), falling; a sample has its own where the sampler chooses them.
+        states: x_t in model space, float32 (columns, rows, *).
+        scale: √(α² + σ²) at these times, (columns, rows): what is drawn is x_t over it, of about unit size.
+    """
+
+    times: Tensor
+    states: Tensor
+    scale: Tensor
+
+    def save_picture(self, path: Path) -> None:
+        """Draw it, a column a time; above it stands the time of the first sample."""
+        drawn = self.states / self.scale.reshape(*self.scale.shape, *[1] * (self.states.ndim - 2)).float()
+        save_strip(path, list(drawn), self.times[:, 0].tolist())
+
+    def save_arrays(self, path: Path) -> None:
+        """Write ``times``, ``states`` and ``scale`` as ``.npz``."""
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in vars(self).items()}
+        write_atomically(path, lambda p: np.savez_compressed(p, **arrays))
+
+
+@dataclass(frozen=True)
 class Drawn:
     """Samples and what they cost.
 
@@ -38,7 +61,7 @@ class Drawn:
         z: the same in model space.
         nfe: counted evaluations of a sample, the mean.
         seconds: of sampling.
-        strip: times and states (rows, *) of the first samples on their way, if they were asked for.
+        strip: the first samples on their way, if that was asked for.
         sampler: what drew them.
         seed: of their noise.
         conditions: what they are conditioned on, by name, (n, *) each.
@@ -48,7 +71,7 @@ class Drawn:
     z: Tensor
     nfe: float
     seconds: float
-    strip: list[tuple[float, Tensor]]
+    strip: Strip | None
     sampler: Sampler
     seed: int
     conditions: dict[str, Any]
@@ -59,23 +82,32 @@ def strip_rows(shape: tuple[int, ...]) -> int:
     return STRIP_POINTS if len(shape) == 1 else STRIP_ROWS
 
 
-class _Strip:
-    """States of the first samples on their way, at unit size at all noise levels."""
+class _Way:
+    """States of the first samples on their way."""
 
-    def __init__(self, sde: SDE, rows: int) -> None:
-        self._sde, self._rows = sde, rows
-        self._seen: list[tuple[float, Tensor]] = []
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def add(self, t: Tensor, x: Tensor) -> None:
-        now = t.reshape(-1)[: self._rows].double()
-        scale = (self._sde.alpha(now) ** 2 + self._sde.sigma(now) ** 2).rsqrt()
-        self._seen.append((float(now[0]), x[: self._rows].double().cpu() * column(scale.cpu(), x)))
+        self._seen.append((t[: self._rows].cpu().double(), x[: self._rows].float().cpu().clone()))
 
-    def chosen(self) -> list[tuple[float, Tensor]]:
-        """Return as many of them as a strip has columns, evenly spread."""
-        last = max(len(self._seen) - 1, 0)
-        picked = torch.linspace(0, last, min(STRIP_COLUMNS, len(self._seen))).round().long().tolist()
-        return [self._seen[i] for i in picked]
+    def strip(self, sde: SDE) -> Strip:
+        """Return as many of them as a strip has columns, evenly spread.
+
+        Raises:
+            InputError: if there are none.
+        """
+        expected = "a sampler that tells its callback of its states"
+        require(len(self._seen) > 0, "trajectory", True, expected, "draw without it")
+        picked = torch.linspace(0, len(self._seen) - 1, min(STRIP_COLUMNS, len(self._seen))).round().long().tolist()
+        times, states = (torch.stack([self._seen[i][part] for i in picked]) for part in (0, 1))
+        return Strip(times, states, (sde.alpha(times) ** 2 + sde.sigma(times) ** 2).sqrt())
+
+
+def num_steps(sampler: Sampler, batches: int) -> int | None:
+    """Return how many steps batches take, the denoising one of each included; None if the sampler chooses its own."""
+    return batches * (sampler.num_steps + sampler.denoise) if hasattr(sampler, "num_steps") else None
 
 
 def draw(
@@ -90,46 +122,51 @@ def draw(
     first_index: int = 0,
     float32: bool = False,
     conditions: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], object] | None = None,
 ) -> Drawn:
     """Draw ``n`` samples of a seed in batches, with a progress bar over solver steps.
 
     Args:
-        trajectory: keep the first samples' states on their way.
+        trajectory: keep the states of the first samples, of the first batch, on their way.
         first_index: number of the first sample.
         float32: with the network in float32, whatever the configuration says.
         conditions: what the samples are conditioned on, (n, *) each.
+        on_step: called with 0 at the start of a batch and with 1 after each step, in place of a bar.
     """
     from tqdm import tqdm
 
     require_int("n", n, 1)
     require_int("batch_size", batch_size, 1)
     denoiser = run.float32 if float32 else run.denoiser_of(sampler)
-    parts: list[Tensor] = []
-    nfe: list[Tensor] = []
-    strip = _Strip(denoiser.sde, strip_rows(run.shape))
-    steps = sampler.num_steps if hasattr(sampler, "num_steps") else None
-    total = steps * -(-n // batch_size) if steps else None
-    seconds = 0.0
-    with tqdm(total=total, unit="step", disable=quiet, desc="sample", leave=False) as progress:
+    z, nfe, seconds = torch.empty(n, *run.shape), torch.empty(n, dtype=torch.float64), 0.0
+    way = _Way(strip_rows(run.shape))
+    hidden, total = quiet or on_step is not None, num_steps(sampler, -(-n // batch_size))
+    with tqdm(total=total, unit="step", disable=hidden, desc="sample", leave=False) as bar:
+        count = on_step or bar.update
         for first in range(0, n, batch_size):
+            last = min(first + batch_size, n)
 
             def see(step: int, t: Tensor, x: Tensor, first: int = first) -> None:
-                progress.update(int(step > 0))
+                count(int(step > 0))
                 if trajectory and first == 0:
-                    strip.add(t, x)
+                    way.add(t, x)
 
             start = time.perf_counter()
-            shape = (min(batch_size, n - first), *run.shape)
-            part = {name: value[first : first + batch_size] for name, value in (conditions or {}).items()}
+            part = {name: value[first:last] for name, value in (conditions or {}).items()}
             result = sampler.draw(
-                denoiser, shape, seed, first_index=first_index + first, device=run.device, callback=see, **part
+                denoiser,
+                (last - first, *run.shape),
+                seed,
+                first_index=first_index + first,
+                device=run.device,
+                callback=see,
+                **part,
             )
-            parts.append(result.x.cpu())
+            z[first:last], nfe[first:last] = result.x.cpu(), result.nfe_per_sample.cpu()
             seconds += time.perf_counter() - start
-            nfe.append(result.nfe_per_sample.cpu())
-    mean = float(torch.cat(nfe).double().mean())
-    z = torch.cat(parts)
-    return Drawn(run.codec.decode(z), z, mean, seconds, strip.chosen(), sampler, seed, dict(conditions or {}))
+    x = torch.cat([run.codec.decode(part) for part in torch.split(z, batch_size)])
+    strip = way.strip(denoiser.sde) if trajectory else None
+    return Drawn(x, z, float(nfe.mean()), seconds, strip, sampler, seed, dict(conditions or {}))
 
 
 def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: int | None = None) -> None:
@@ -151,43 +188,3 @@ def save_arrays(path: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) ->
     write_record(path.with_suffix(".json"), facts)
     content: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
     write_atomically(path, lambda p: np.savez_compressed(p, **content))
-
-
-def _class_words(classes: Tensor | None) -> str:
-    """Return what the name of a file says of the classes of samples: each of a few, or their number."""
-    if classes is None:
-        return ""
-    different = torch.unique(torch.as_tensor(classes)).tolist()
-    return "_class" + ("-".join(map(str, different)) if len(different) <= 5 else f"es{len(different)}")
-
-
-def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
-    """Write samples to ``samples/`` of a run as arrays and as a figure, and if there is one, the strip of their way.
-
-    The arrays are ``x``, the samples as the data are, ``z``, the same in model space, and the conditions by name.
-
-    Args:
-        name: of the sampler, as the files are to be called.
-    """
-    facts = provenance(
-        run.device,
-        seed=drawn.seed,
-        checkpoint=str(run.checkpoint),
-        step=run.step,
-        sampler=repr(drawn.sampler),
-        nfe=drawn.nfe,
-        seconds=round(drawn.seconds, 3),
-        dtype=run.dtype,
-        config=chosen(run.config),
-    )
-    steps = f"_{drawn.sampler.num_steps}" if hasattr(drawn.sampler, "num_steps") else ""
-    classes = _class_words(drawn.conditions.get("classes"))
-    stem = run.workdir / "samples" / f"{name}{steps}{classes}_seed{drawn.seed}"
-    written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".json", ".png", "_trajectory.png")]
-    save_arrays(written[0], {"x": drawn.x, "z": drawn.z, **drawn.conditions}, facts)
-    show(run, written[2], drawn.z, run.data_beside)
-    if not drawn.strip:
-        return written[:3]
-    times, states = zip(*drawn.strip, strict=True)
-    save_strip(written[3], states, times)
-    return written

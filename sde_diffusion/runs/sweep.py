@@ -29,7 +29,6 @@ from sde_diffusion.evaluation.metrics import (
     reference_features,
     require_enough,
 )
-from sde_diffusion.evaluation.pictures import save_strip
 from sde_diffusion.evaluation.sweep import (
     ESTIMATOR,
     PICTURES,
@@ -260,8 +259,8 @@ class _Sweep:
             trajectory=True,
             conditions=self._given(0, rows),
         )
-        times, states = zip(*few.strip, strict=True)
-        save_strip(path, states, times)
+        if few.strip is not None:
+            few.strip.save_picture(path)
 
 
 def line_of(row: Row) -> str:
