@@ -69,7 +69,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         classes=values.classes or None,
         conditions=_conditions(values.conditions, values.num_samples),
     )
-    say(_told(saved), values.quiet)
+    say(_told(saved))
 
 
 def _told(saved: Saved) -> str:

@@ -107,7 +107,7 @@ class _Way:
 
 def num_steps(sampler: Sampler, batches: int) -> int | None:
     """Return how many steps batches take, the denoising one of each included; None if the sampler chooses its own."""
-    return batches * (sampler.num_steps + sampler.denoise) if hasattr(sampler, "num_steps") else None
+    return batches * sampler.num_steps if hasattr(sampler, "num_steps") else None
 
 
 def draw(
