@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import read_json
-from sde_diffusion.registry import Registry
 
 
 def read_config(path: Path, expected: str) -> dict[str, Any]:
@@ -24,10 +23,10 @@ def refuse(path: Path, key: str, value: Any, reason: str) -> InputError:
     return InputError(f"{path}: {key}={value!r}: {reason}")
 
 
-def build(path: Path, registry: Registry[Any], name: str, **options: Any) -> Any:
-    """Make an entry of a registry from what a file says."""
+def build(path: Path, make: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Make something by its name and options, which a file says."""
     try:
-        return registry.build(name, **options)
+        return make(name, **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

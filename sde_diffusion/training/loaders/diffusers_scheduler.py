@@ -243,7 +243,7 @@ def _ddpm(path: Path, scheduler: dict[str, Any], doubled: bool) -> dict[str, Any
         reason = "expected a network with twice the channels" if known else "not supported"
         raise refuse(path, "variance_type", said, reason)
     chain = _chain(path, scheduler)
-    build(path, SDES, "ddpm", **chain)
+    build(path, SDES.build, "ddpm", **chain)
     discrete = {"num_train_steps": len(chain["betas"]) if "betas" in chain else chain["num_train_steps"]}
     label = times = {"name": "discrete", "discrete": discrete}
     variance = "predicted" if doubled else "beta" if str(said).startswith("fixed_large") else "posterior"
