@@ -25,6 +25,8 @@ DEPTH = 40
 TEXT = 1 << 26
 """Largest size of a description in bytes; a record with the scores of a million examples is smaller."""
 
+_ARRAY = b"\x93NUMPY"
+"""What an array of NumPy begins with."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -41,21 +43,20 @@ def legible(name: str) -> str:
 
 
 def no_file(path: str | Path) -> str | None:
-    """Return why a path is not that of a regular file that may be read, links followed; None if it is."""
+    """Return why a path, links followed, is not that of a regular file; None if it is."""
     try:
         kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):
-            return f"it is {_KINDS.get(stat.S_IFMT(kind), 'something else')}, not a file"
-        with open(path, "rb"):
-            return None
+    except PermissionError:
+        raise
     except OSError as error:
-        return str(error.strerror)
+        return f"there is no such file ({error.strerror})"
     except ValueError as error:  # a NUL in the name
-        return str(error)
+        return f"there is no such file ({error})"
+    return None if stat.S_ISREG(kind) else f"it is {_KINDS.get(stat.S_IFMT(kind), 'something else')}, not a file"
 
 
 def require_file(name: str, path: str | Path, expected: str = "an existing file", remedy: str = "") -> Path:
-    """Return the path of a regular file that may be read, "~" as a person's home; nothing else is ever opened.
+    """Return the path of a regular file, "~" as a person's home; nothing else is ever opened.
 
     Args:
         name: of the argument.
@@ -64,11 +65,12 @@ def require_file(name: str, path: str | Path, expected: str = "an existing file"
         remedy: what to do instead.
 
     Raises:
-        InputError: if there is nothing, or a folder, a named pipe, a device; or the file may not be read.
+        InputError: if there is nothing, or a folder, a named pipe, a device.
+        PermissionError: if a folder on the way to it may not be entered.
     """
     found = Path(os.path.expanduser(path))
     problem = no_file(found)
-    require(problem is None, name, str(path), expected, "; ".join(filter(None, (problem, remedy))))
+    require(problem is None, name, legible(str(path)), expected, "; ".join(filter(None, (problem, remedy))))
     return found
 
 
@@ -81,7 +83,7 @@ def parse_json(text: bytes, where: str) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({shortened(str(error))})") from None
+        raise InputError(f"{where}: expected a JSON file; {shortened(str(error))}") from None
     require_shallow(content, where, len(text))
     return content
 
@@ -92,7 +94,7 @@ def read_json(path: Path, name: str = "file") -> Any:
     Raises:
         InputError: if it is no regular file, too large, or not JSON.
     """
-    return parse_json(read_text(name, path), legible(str(path)))
+    return parse_json(read_text(name, path, "a JSON file"), legible(str(path)))
 
 
 def read_text(name: str, path: str | Path, expected: str = "an existing file", limit: int = TEXT) -> bytes:
@@ -103,7 +105,7 @@ def read_text(name: str, path: str | Path, expected: str = "an existing file", l
     """
     found = require_file(name, path, expected)
     size = found.stat().st_size
-    require(size <= limit, name, str(path), f"a description of at most {limit:,} bytes", f"it has {size:,}")
+    require(size <= limit, name, legible(str(path)), f"a text of at most {limit:,} bytes", f"it has {size:,}")
     return found.read_bytes()
 
 
@@ -132,13 +134,18 @@ def require_shallow(content: Any, where: str, most: int) -> None:
         raise InputError(f"{where}: nested deeper than {DEPTH} levels; it is no description of anything here")
 
 
-def read_arrays(name: str, path: str | Path, expected: str = "an existing .npz file") -> dict[str, np.ndarray]:
+def read_arrays(name: str, path: str | Path, remedy: str = "") -> dict[str, np.ndarray]:
     """Read all arrays of an ``.npz`` file; pickled objects are refused, because unpickling runs code.
+
+    Args:
+        name: of the argument.
+        path: of the file.
+        remedy: what to do about one that is damaged.
 
     Raises:
         InputError: if it is no regular file, no archive of plain arrays, damaged, or larger than memory.
     """
-    found = require_file(name, path, expected)
+    found = require_file(name, path, "an existing .npz file", remedy)
     try:
         with zipfile.ZipFile(found) as archive:
             require_unfolded(name, path, archive)
@@ -146,11 +153,11 @@ def read_arrays(name: str, path: str | Path, expected: str = "an existing .npz f
     except InputError:
         raise
     except Exception as error:  # whatever a broken archive makes its readers raise
-        reason = shortened(" ".join(str(error).split())) or type(error).__name__
         with open(found, "rb") as file:
-            single = file.read(6) == b"\x93NUMPY"
-        reason = "it is a single .npy array; save it with numpy.savez" if single else reason
-        raise InputError(f"{name}={str(path)!r}: not a readable .npz file of plain arrays ({reason})") from None
+            single = file.read(len(_ARRAY)) == _ARRAY
+        reason = "a single .npy array; save it with numpy.savez" if single else shortened(f"{error}")
+        why = f"not a readable .npz file of plain arrays ({reason or type(error).__name__})"
+        raise InputError(f"{name}={legible(str(path))!r}: {why}" + (f"; {remedy}" if remedy else "")) from None
 
 
 def require_unfolded(name: str, path: str | Path, archive: zipfile.ZipFile) -> None:
@@ -166,15 +173,18 @@ def require_unfolded(name: str, path: str | Path, archive: zipfile.ZipFile) -> N
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """Read one array, whose header must not claim more than there is."""
     with archive.open(info) as file:
+        if file.read(len(_ARRAY)) != _ARRAY:
+            raise ValueError(f"{info.filename} is no array")
+        file.seek(0)
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         size = math.prod(shape) * dtype.itemsize
         there = info.file_size - file.tell()
         if dtype.hasobject or size != there:
-            claims = "objects, which could run code" if dtype.hasobject else f"{size} bytes where there are {there}"
-            raise ValueError(f"{info.filename} claims {claims}")
-    with archive.open(info) as file:
+            content = "objects, which could run code" if dtype.hasobject else f"{size} bytes by its header, not {there}"
+            raise ValueError(f"{info.filename} has {content}")
+        file.seek(0)
         array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         file.read(1)  # to the end, where the checksum is compared
         return array

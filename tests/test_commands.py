@@ -385,7 +385,8 @@ def test_import_is_light() -> None:
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    from sde_diffusion.files import read_json, write_json
+    from sde_diffusion.files import write_json
+    from sde_diffusion.reading import read_json
 
     write_json(tmp_path / "a.json", {"a": [1.0, float("nan")], "b": {"c": (float("inf"), "∞")}})
     assert read_json(tmp_path / "a.json") == {"a": [1.0, None], "b": {"c": [None, "∞"]}}

@@ -1003,9 +1003,9 @@ def test_read_rows_refuses_other_files(tmp_path: Path) -> None:
     with refused(f"file='{tmp_path / 'none.npz'}'", "an existing .npz file"):
         read_rows(tmp_path / "none.npz")
     (tmp_path / "evil.npz").write_bytes(pickle.dumps({"x": 1}))
-    with refused(f"file='{tmp_path / 'evil.npz'}': not a readable .npz file", "neither a zip archive"):
+    with refused(f"file='{tmp_path / 'evil.npz'}': not a readable .npz file", "not a zip file"):
         read_rows(tmp_path / "evil.npz")
-    with refused("file=", "allow_pickle"):
+    with refused("file=", "x.npy has objects, which could run code"):
         read_rows(write(tmp_path, x=np.array([{}], dtype=object)))
 
 
@@ -1030,7 +1030,7 @@ def test_npz_refuses_other_files(tmp_path: Path) -> None:
     with refused("other.zip", "a.txt is no array"):
         DATASETS.build("npz", root=str(tmp_path / "other.zip"))
     (tmp_path / "evil.npz").write_bytes(pickle.dumps({"train": 1}))
-    with refused("evil.npz", "neither a zip archive"):
+    with refused("evil.npz", "not a zip file"):
         DATASETS.build("npz", root=str(tmp_path / "evil.npz"))
 
 

@@ -42,4 +42,6 @@ def unpack(name: str, workdir: Path) -> None:
         require(same, "workdir", str(workdir), f"a new or empty folder, or one of {name!r}", "it holds something else")
         return
     with new_folder(workdir) as part:  # not the permissions of an installation
-        shutil.copytree(source, part, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        for path in sorted(source.rglob("*")):  # not copytree, which hides what the system says of a full disk
+            target = part / path.relative_to(source)
+            target.mkdir() if path.is_dir() else shutil.copyfile(path, target)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json
+from sde_diffusion.reading import read_json, require_file
 
 
 def read_config(path: Path, expected: str) -> dict[str, Any]:
     """Return the object of a JSON file; ``expected`` says what it should have been where it is none."""
-    require(path.is_file(), "source", str(path), f"{expected}; there is no such file")
-    content = read_json(path)
+    content = read_json(require_file("source", path, expected))
     require(isinstance(content, dict), "source", str(path), expected)
     return dict(content)
 

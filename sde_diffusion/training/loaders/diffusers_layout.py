@@ -18,7 +18,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json, sha256
+from sde_diffusion.files import sha256
+from sde_diffusion.reading import read_json
 from sde_diffusion.training.loaders.descriptions import read_config, refuse
 from sde_diffusion.training.loaders.tensor_files import read_tensors
 
