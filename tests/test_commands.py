@@ -296,10 +296,11 @@ def test_configurations_that_are_no_good(tmp_path: Path, capsys: pytest.CaptureF
         run = f"--workdir={tmp_path / 'run'}"
         assert words in refused(capsys, "train", run, f"--config={tmp_path / 'my.py'}")
     for name, text, words in (
-        ("a.json", "{", "cannot be read"),
+        ("a.json", "{", "expected a JSON file"),
         ("b.yaml", "[1, 2]", "keys and values of a configuration"),
         ("c.yaml", "trainig: {num_steps: 3}", "unknown key 'trainig'; did you mean 'training'?"),
-        ("d.json", "[" * 100_000, "cannot be read"),
+        ("d.json", "[" * 100_000, "expected a JSON file"),
+        ("e.yaml", "[" * 100_000, "cannot be read"),
     ):
         (tmp_path / name).write_text(text)
         assert words in refused(capsys, "train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path / name}")

@@ -852,7 +852,7 @@ def test_npz_splits_a_single_array_the_same_way_each_time(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"a": np.array([{"code": 1}], dtype=object)}, ("plain arrays", "allow_pickle")),
+        ({"a": np.array([{"code": 1}], dtype=object)}, ("plain arrays", "a.npy has objects, which could run code")),
         ({"a": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test', or an array 'x'", "has ['a', 'b']")),
         ({"train": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test'", "it has ['b', 'train']")),
         ({"columns": np.array(["a"])}, ("a single array; it has []",)),

@@ -207,9 +207,8 @@ def _is_there(folder: Path, name: str, hashes: dict[str, str]) -> bool:
 def _read_tensors(path: Path, hashes: dict[str, str]) -> dict[str, Tensor]:
     from safetensors.torch import load
 
-    require_memory(
-        "checkpoint", str(path), 2 * require_file("checkpoint", path).stat().st_size, "its bytes and tensors"
-    )
+    size = require_file("checkpoint", path).stat().st_size
+    require_memory("checkpoint", str(path), 2 * size, "its bytes, and then its tensors")
     content = path.read_bytes()  # once: what is checked is what is used
     if hashes and hashlib.sha256(content).hexdigest() != hashes.get(path.stem):
         raise InputError(f"{path}: damaged, it is not as it was written by its SHA-256")
