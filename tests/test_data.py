@@ -23,7 +23,8 @@ import torch
 
 from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
-from sde_diffusion.data.image_folder import height_and_width, load_picture
+from sde_diffusion.data.image_folder import height_and_width
+from sde_diffusion.data.picture_files import load_pictures
 from sde_diffusion.data.npz import read_rows
 from sde_diffusion.errors import InputError
 
@@ -570,13 +571,13 @@ def test_image_folder_names_the_broken_file(pictures: Path) -> None:
     named = f"root='{pictures}': expected pictures that can be read; repair or remove class1/broken.png ("
     with refused(f"{named}image file is truncated)"):
         DATASETS.build("image_folder", root=str(pictures))
-    with refused(f"file='{broken}': cannot be read as a picture (image file is truncated); repair or remove it"):
-        load_picture(broken, (3, 30, 20))
+    with refused("image: expected pictures of 20×30 pixels in colour", f"1 of 1: {broken} (image file is truncated)"):
+        load_pictures([broken], (3, 30, 20))
     broken.write_text("no picture at all")
     with refused(f"{named}cannot identify image file)"):
         DATASETS.build("image_folder", root=str(pictures))
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(broken)
-    with refused(f"{named}mode I;16 is more than 8 bits a channel: convert it)"):
+    with refused(f"{named}more than 8 bits a channel: convert it to 8)"):
         DATASETS.build("image_folder", root=str(pictures))
 
 

@@ -16,6 +16,7 @@ from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.evaluation.uncertainty import plus_minus
+from sde_diffusion.reading import legible
 from sde_diffusion.runs.run import Run
 from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, score_rows, separate
 from sde_diffusion.stored_config import complete
@@ -147,7 +148,7 @@ def _pictures(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Sc
     found, rows = score_pictures(run, values.image, options, **_how(values))
     say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
     for (ode, continuous, discrete), name in zip(rows, values.image, strict=True):
-        say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {name}")
+        say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {legible(name)}")
     say(f"wrote likelihood_pictures.json, .npz, .png in {run.workdir}")
     return found
 
