@@ -16,11 +16,25 @@ SHOWN = 1000
 class InputError(ValueError):
     """An argument, flag or file that cannot be used; the message says what, why and what to do instead."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub("[\ud800-\udfff]", lambda match: legible(match[0]), message))
+
+
+def legible(name: str) -> str:
+    """Return a file's name for people: a byte that is not UTF-8 as ``\\xff``, what ends a line as ``\\n``."""
+
+    def shown(c: str) -> str:
+        byte = ord(c) - 0xDC00  # where Python keeps it
+        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()
+
+    return "".join(c if c.isprintable() else shown(c) for c in name)
+
 
 def require(ok: bool, name: str, value: object, expected: str, remedy: str = "") -> None:
     """Raise :class:`InputError` unless ``ok``, naming the argument, its value, the expectation and the remedy."""
     if not ok:
-        raise InputError(f"{name}={shortened(repr(value))}: expected {expected}" + (f"; {remedy}" if remedy else ""))
+        shown = re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", shortened(repr(value)))  # as legible() has it
+        raise InputError(f"{name}={shown}: expected {expected}" + (f"; {remedy}" if remedy else ""))
 
 
 def shortened(text: str) -> str:

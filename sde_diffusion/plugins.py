@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ def stored_name(plugin: str, folder: Path | None = None) -> str:
     path = Path(plugin).expanduser()
     if folder is not None and not path.exists():
         path = folder / path
-    return str(path.resolve())
+    return os.path.realpath(path)  # not Path.resolve, which raises on a link that leads to itself
 
 
 def load(plugins: Iterable[str]) -> None:

@@ -36,12 +36,6 @@ _KINDS = {
 }
 
 
-def legible(name: str) -> str:
-    """Return a file's name for people: bytes that are not UTF-8 as ``\\xff``, what ends a line as ``\\n``."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def no_file(path: str | Path) -> str | None:
     """Return why a path, links followed, is not that of a regular file; None if it is."""
     try:
@@ -70,7 +64,7 @@ def require_file(name: str, path: str | Path, expected: str = "an existing file"
     """
     found = Path(os.path.expanduser(path))
     problem = no_file(found)
-    require(problem is None, name, legible(str(path)), expected, "; ".join(filter(None, (problem, remedy))))
+    require(problem is None, name, str(path), expected, "; ".join(filter(None, (problem, remedy))))
     return found
 
 
@@ -94,7 +88,7 @@ def read_json(path: Path, name: str = "file") -> Any:
     Raises:
         InputError: if it is no regular file, too large, or not JSON.
     """
-    return parse_json(read_text(name, path, "a JSON file"), legible(str(path)))
+    return parse_json(read_text(name, path, "a JSON file"), str(path))
 
 
 def read_text(name: str, path: str | Path, expected: str = "an existing file", limit: int = TEXT) -> bytes:
@@ -105,7 +99,7 @@ def read_text(name: str, path: str | Path, expected: str = "an existing file", l
     """
     found = require_file(name, path, expected)
     size = found.stat().st_size
-    require(size <= limit, name, legible(str(path)), f"a text of at most {limit:,} bytes", f"it has {size:,}")
+    require(size <= limit, name, str(path), f"a text of at most {limit:,} bytes", f"it has {size:,}")
     return found.read_bytes()
 
 
@@ -157,7 +151,7 @@ def read_arrays(name: str, path: str | Path, remedy: str = "") -> dict[str, np.n
             single = file.read(len(_ARRAY)) == _ARRAY
         reason = "a single .npy array; save it with numpy.savez" if single else shortened(f"{error}")
         why = f"not a readable .npz file of plain arrays ({reason or type(error).__name__})"
-        raise InputError(f"{name}={legible(str(path))!r}: {why}" + (f"; {remedy}" if remedy else "")) from None
+        raise InputError(f"{name}={str(path)!r}: {why}" + (f"; {remedy}" if remedy else "")) from None
 
 
 def require_unfolded(name: str, path: str | Path, archive: zipfile.ZipFile) -> None:

@@ -24,8 +24,8 @@ import torch
 from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
 from sde_diffusion.data.image_folder import height_and_width
-from sde_diffusion.data.picture_files import load_pictures
 from sde_diffusion.data.npz import read_rows
+from sde_diffusion.data.picture_files import load_pictures
 from sde_diffusion.errors import InputError
 
 TOYS = ["mixture", "swiss_roll", "two_moons"]

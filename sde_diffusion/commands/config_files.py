@@ -15,7 +15,7 @@ from sde_diffusion import plugins
 from sde_diffusion.config import default_config
 from sde_diffusion.errors import InputError, require, shortened
 from sde_diffusion.reading import read_json, read_text, require_file, require_shallow
-from sde_diffusion.stored_config import complete, merge, modern, renamed
+from sde_diffusion.stored_config import complete, merge, modern, named_plugins, renamed
 
 
 def config_file(path: str) -> ConfigDict:
@@ -86,7 +86,7 @@ def _plain_config(path: Path) -> ConfigDict:
     require(isinstance(content, dict), "config", str(path), "keys and values of a configuration")
     values = content["config"] if {"config", "data", "provenance"} <= content.keys() else content
     require(isinstance(values, dict), "config", str(path), "keys and values of a configuration under 'config'")
-    names = [plugins.stored_name(str(name), path.parent) for name in values.get("plugins", ())]
+    names = [plugins.stored_name(name, path.parent) for name in named_plugins(values, f"config='{path}'")]
     plugins.load(names)
     config = default_config()
     merge(config, {**modern(values), "plugins": names}, path)

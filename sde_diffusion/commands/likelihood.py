@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, open_configured
-from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.errors import legible, require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.evaluation.uncertainty import plus_minus
-from sde_diffusion.reading import legible
 from sde_diffusion.runs.run import Run
 from sde_diffusion.runs.score import CAVEAT, Scored, like, score_pictures, score_rows, separate
 from sde_diffusion.stored_config import complete

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from sde_diffusion.data.base import CLASSES, DATASETS, Dataset, count_test
 from sde_diffusion.data.picture_files import listed, open_picture, picture_formats, why_not
-from sde_diffusion.errors import require
+from sde_diffusion.errors import legible, require
 from sde_diffusion.memory import require_memory
-from sde_diffusion.reading import legible
 from sde_diffusion.terminal import notice
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, legible
 from sde_diffusion.memory import require_memory
-from sde_diffusion.reading import legible, no_file
+from sde_diffusion.reading import no_file
 from sde_diffusion.terminal import notice
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.memory import require_memory
 from sde_diffusion.networks.layers import NETWORKS
 
-TENSORS = 20_000
+TENSORS = 10_000
 """Most tensors of parameters: the largest networks of the field have a few thousand."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def unpack(name: str, workdir: Path) -> None:
         InputError: on an unknown name, or if ``workdir`` holds something else.
     """
     source = folder(name)
-    workdir = workdir.resolve()  # what a link points to, not the link, is what is made
+    workdir = Path(os.path.realpath(workdir))  # what a link points to, not the link, is what is made
     empty = workdir.is_dir() and next(workdir.iterdir(), None) is None
     if workdir.exists() and not empty:
         same = bool(checkpoints.existing(workdir))
