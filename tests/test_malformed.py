@@ -263,7 +263,7 @@ def empty(path: Path) -> None:
     path.touch()
 
 
-NO_FILES = [pipe, device, nothing, empty, Path.mkdir]
+NO_FILES = [empty, nothing, Path.mkdir]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes and links are those of POSIX")
@@ -272,18 +272,18 @@ def test_what_is_no_file_is_refused_at_once(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """Nothing waits for a pipe that nobody writes to, or reads a device without end."""
-    for make in NO_FILES:
-        if make in (nothing, empty) and name.endswith((".jsonl", "likelihood.npz", "mine.py")):
-            continue  # an empty record has no rows, an empty plug-in no parts, and what is not there is made
-        other = tmp_path / make.__name__
-        shutil.copytree(world, other, ignore=shutil.ignore_patterns("cache"))
-        if name.endswith(("config.json", "state.json")) and name.startswith("run"):
-            shutil.rmtree(other / "run" / "checkpoints") if "state" not in name else None  # there is no copy of it
-        (other / name).unlink(missing_ok=True)
-        (other / name).parent.mkdir(parents=True, exist_ok=True)
-        make(other / name)
+    made = name.startswith("run/") and not name.endswith(("config.json", "state.json", "tensors"))
+    free = made or name.startswith("pictures/") or name.endswith("mine.py")  # it may be empty, not there, or a folder
+    other = NO_FILES[list(READERS).index(name) % len(NO_FILES)]
+    for make in [pipe, device, *([] if free else [other])]:
+        folder = tmp_path / make.__name__
+        shutil.copytree(world, folder, ignore=shutil.ignore_patterns("cache"))
+        if name == "run/config.json":
+            shutil.rmtree(folder / "run" / "checkpoints")  # where there is a copy of it
+        (folder / name).unlink()
+        make(folder / name)
         capsys.readouterr()
-        assert run(other, name) == 2, f"{name} as {make.__name__}"
+        assert run(folder, name) == 2, f"{name} as {make.__name__}"
         text = capsys.readouterr().err
         assert text.startswith("sde-diffusion: ")
         assert "Traceback" not in text
@@ -294,7 +294,7 @@ def nested(depth: int) -> str:
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith((".json", ".yaml", ".jsonl"))])
-@pytest.mark.parametrize("depth", [60, 900, 100_000])
+@pytest.mark.parametrize("depth", [60, 100_000])
 def test_nesting_without_end_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, depth: int
 ) -> None:
