@@ -154,7 +154,7 @@ def test_all_that_is_broken_is_named_and_may_be_skipped(tmp_path: Path, capsys: 
     with refused(
         "expected pictures that can be read; repair or remove cut.png (image file is truncated), "
         "empty.jpg (cannot identify image file), pipe.png (it is a named pipe, not a file), text.png (cannot identify "
-        "image file), zero.png (it is a device, not a file), or let skip_broken be True"
+        "image file), zero.png (it is a device, not a file), or give --config.data.image_folder.skip_broken=True"
     ):
         read(tmp_path)
     data = read(tmp_path, skip_broken=True)

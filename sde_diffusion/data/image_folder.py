@@ -166,7 +166,9 @@ def _read(
         kept.append(name)
         animated += more
     skipped = [f"{name} ({reason})" for name, reason in broken.items()]
-    remedy = f"repair or remove {listed(skipped)}" + ("" if skip else ", or let skip_broken be True")
+    remedy = f"repair or remove {listed(skipped)}" + (
+        "" if skip else ", or give --config.data.image_folder.skip_broken=True"
+    )
     require(not skipped or (skip and len(kept) > 0), "root", root, "pictures that can be read", remedy)
     expected = f"only pictures of {height}×{width} pixels (height×width), not {listed(others)}"
     require(not others, "fit", fit, expected, "resize these, or let fit be crop, pad or stretch")
