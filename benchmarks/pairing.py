@@ -17,8 +17,9 @@ from torch import nn
 
 import sde_diffusion as sd
 from sde_diffusion.commands.main import main as sde_diffusion
-from sde_diffusion.files import provenance, read_json, write_json
+from sde_diffusion.files import provenance, write_json
 from sde_diffusion.networks.execution import execute, precision_of
+from sde_diffusion.reading import read_json
 
 THEIRS, OURS, COMPILED = SIDES = "theirs", "ours", "ours, compiled"
 NETWORKS: dict[str, dict[str, Any]] = {

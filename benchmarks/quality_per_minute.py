@@ -31,7 +31,8 @@ from sde_diffusion.commands.main import main as sde_diffusion
 from sde_diffusion.data import DATASETS, train_batch
 from sde_diffusion.evaluation.metrics import Extractor, join, measure, reference_features
 from sde_diffusion.evaluation.sweep import RECORD, Row, read_rows
-from sde_diffusion.files import provenance, read_json, write_json
+from sde_diffusion.files import provenance, write_json
+from sde_diffusion.reading import read_json
 
 CONFIG = Path(__file__).parent.parent / "configs/fashion_mnist.py"
 BUDGETS = (20, 50)

@@ -25,6 +25,7 @@ from sde_diffusion.guidance import GUIDANCE, THRESHOLDS
 from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute, lay_out
+from sde_diffusion.networks.skeleton import require_size
 from sde_diffusion.objectives import OBJECTIVES, Objective
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE, SDES
@@ -186,8 +187,9 @@ def build_network(config: ConfigDict, shape: tuple[int, ...] | None = None) -> n
     """
     shape = shape or data_shape(config)[0]
     name = network_name(config, shape)
-    network = NETWORKS.build(name, **{**config.network.get(name, ConfigDict()).to_dict(), "shape": shape})
-    return lay_out(network, "channels_last")
+    options = {**config.network.get(name, ConfigDict()).to_dict(), "shape": shape}
+    require_size(name, **options)
+    return lay_out(NETWORKS.build(name, **options), "channels_last")
 
 
 def execute_network(config: ConfigDict, network: nn.Module, training: bool = False, exact: bool = False) -> nn.Module:

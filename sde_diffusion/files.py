@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import sde_diffusion
@@ -156,25 +155,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_npz(path: Path, expected: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an ``.npz`` file.
-
-    Args:
-        expected: what it should be, for the message.
-
-    Raises:
-        InputError: if it is not a readable one.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except Exception as error:  # whatever a broken archive makes its readers raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable {expected} ({reason}); delete it to start again") from None
-
-
 def to_json(content: Any, indent: int | None = None) -> str:
-    """Return ``content`` as JSON, null for numbers that are not finite: JSON has no NaN, and browsers refuse it."""
+    """Return ``content`` as JSON, null for numbers that are not finite: JSON has no NaN, and browsers refuse it.
+
+    What of a file's name is not UTF-8 stands there as an escape, and is read as it was.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -183,24 +168,13 @@ def to_json(content: Any, indent: int | None = None) -> str:
             return [plain(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(content), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(content), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically."""
     write_atomically(path, lambda p: p.write_text(to_json(content, indent=2) + "\n", encoding="utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: if it is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON file of this project; {error}") from None
 
 
 @cache

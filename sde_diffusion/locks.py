@@ -101,7 +101,8 @@ def _hold(path: Path, workdir: Path, record: str) -> int:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, f"process {os.getpid()} on {platform.node()} since {since} ({command})\n".encode())
+            holder = f"process {os.getpid()} on {platform.node()} since {since} ({command})\n"
+            os.write(descriptor, holder.encode("utf-8", "backslashreplace"))  # a path may be no UTF-8
             return descriptor
         else:  # its holder has removed it in between
             os.close(descriptor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.reading import require_file
 from sde_diffusion.registry import source_of
 
 _loaded: dict[str, ModuleType] = {}
@@ -34,7 +36,7 @@ def stored_name(plugin: str, folder: Path | None = None) -> str:
     path = Path(plugin).expanduser()
     if folder is not None and not path.exists():
         path = folder / path
-    return str(path.resolve())
+    return os.path.realpath(path)  # not Path.resolve, which raises on a link that leads to itself
 
 
 def load(plugins: Iterable[str]) -> None:
@@ -65,7 +67,7 @@ def of_run(stored: Sequence[str], given: Sequence[str], workdir: Path) -> list[s
         if not name.endswith(".py") or name in given:
             continue
         remedy = f"give its new place, --plugins=FOLDER/{Path(name).name}"
-        require(Path(name).is_file(), "plugins", name, f"a file that the run in {workdir} was made with", remedy)
+        require_file("plugins", name, f"a file that the run in {workdir} was made with", remedy)
         inside = Path(name).resolve().is_relative_to(workdir.resolve())
         expected = f"a file outside of {workdir}: code in the folder of a run is not run because the run says so"
         require(not inside, "plugins", name, expected, f"if you trust it, give --plugins={name}")
@@ -98,7 +100,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    require(path.is_file(), "plugins", str(path), "an existing file, or an installed module")
+    require_file("plugins", path, "an existing file, or an installed module")
     name = f"plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json, to_json, write_json
+from sde_diffusion.files import to_json, write_json
+from sde_diffusion.reading import parse_json, read_json, require_file
 from sde_diffusion.terminal import notice
 
 SEAL = "sha256"
@@ -93,17 +94,17 @@ def read_lines(path: Path, expected: str, check: Callable[[dict[str, Any]], None
     for number, line in enumerate(lines, start=1):
         where = f"{path}: line {number}"
         try:
-            found.append(unsealed(json.loads(line), where))
+            found.append(unsealed(parse_json(line, where), where))
             check(found[-1])
-        except ValueError as error:
-            reason = str(error).removeprefix(f"{where}: ") if isinstance(error, InputError) else "it is not JSON"
+        except InputError as error:
+            reason = str(error).removeprefix(f"{where}: ")
             text = line.decode("utf-8", "replace").strip()[:60]
             raise InputError(f"{where} is not {expected} ({reason}); repair or remove it: {text!r}") from None
     return found
 
 
 def _whole_lines(path: Path) -> Sequence[bytes]:
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = require_file("record", path).read_bytes().splitlines(keepends=True) if path.exists() else []
     return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
 
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sde_diffusion import levels
-from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.errors import InputError, require, require_float, require_int, shortened
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.ops import Number, expand, per_example
 from sde_diffusion.registry import Registry
@@ -280,6 +280,16 @@ class CosineVPSDE(SDE):
         return -half_beta, (2.0 * half_beta).sqrt()
 
 
+LONGEST_CHAIN = 1_000_000
+"""Most steps of a chain: a thousand times those of any paper, and still read in a second."""
+
+
+def require_chain(name: str, value: int) -> None:
+    """Require a number of steps that a chain may have."""
+    require_int(name, value, 1)
+    require(value <= LONGEST_CHAIN, name, value, f"at most {LONGEST_CHAIN:,} steps")
+
+
 class DDPMChain(SDE):
     """The discrete DDPM chain as an exact SDE.
 
@@ -299,7 +309,10 @@ class DDPMChain(SDE):
     smooth = False
 
     def __init__(self, betas: Sequence[float] | Tensor) -> None:
-        self.betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").clone()
+        try:
+            self.betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").clone()
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise InputError(f"betas={shortened(repr(betas))}: expected numbers") from None
         require(self.betas.ndim == 1 and len(self.betas) > 0, "betas", tuple(self.betas.shape), "a non-empty list")
         for i, beta in enumerate(self.betas.tolist(), start=1):
             if not 0.0 < beta < 1.0:
@@ -311,13 +324,13 @@ class DDPMChain(SDE):
     @classmethod
     def linear(cls, num_train_steps: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02) -> DDPMChain:
         """DDPM's own schedule: ``num_train_steps`` betas evenly from ``beta_first`` to ``beta_last``."""
-        require_int("num_train_steps", num_train_steps, 1)
+        require_chain("num_train_steps", num_train_steps)
         return cls(torch.linspace(beta_first, beta_last, num_train_steps, dtype=torch.float64))
 
     @classmethod
     def cosine(cls, num_train_steps: int = 1000, beta_last: float = 0.999) -> DDPMChain:
         """Improved DDPM's schedule, β_i = 1 − ᾱ_i/ᾱ_{i−1}, clipped at ``beta_last``."""
-        require_int("num_train_steps", num_train_steps, 1)
+        require_chain("num_train_steps", num_train_steps)
         t = torch.linspace(0.0, 1.0, num_train_steps + 1, dtype=torch.float64)
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         return cls((1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(beta_last))

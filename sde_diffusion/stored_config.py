@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sde_diffusion import plugins
 from sde_diffusion.config import default_config
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, require, require_float, shortened
 from sde_diffusion.registry import hint
 from sde_diffusion.terminal import notice
 from sde_diffusion.training.settings import CONFIG_FILE, read_settings
@@ -65,11 +65,31 @@ def load_config(workdir: Path, given: tuple[str, ...] = ()) -> ConfigDict:
         InputError: if there is none, a plug-in of it is gone, or it has a key this version does not know.
     """
     stored = modern(read_settings(workdir)["config"])
-    names = plugins.of_run([str(name) for name in stored.get("plugins", ())], given, workdir)
+    names = plugins.of_run(named_plugins(stored, str(workdir / CONFIG_FILE)), given, workdir)
     plugins.load(names)
     config = default_config()
     merge(config, {**stored, "plugins": names}, workdir / CONFIG_FILE)
     return config
+
+
+def named_plugins(values: dict[str, Any], where: str) -> list[str]:
+    """Return the plug-ins that a nested configuration names.
+
+    Raises:
+        InputError: if they are no list of names.
+    """
+    names = values.get("plugins", [])
+    ok = isinstance(names, list) and all(isinstance(name, str) and name and "\0" not in name for name in names)
+    require(ok, f"{where}: plugins", names, "a list of files and modules")
+    return list(names)
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of a nested configuration; of a choice that is given by its name alone, that."""
+    found = values.get(name, {})
+    found = {"name": found} if isinstance(found, str) else found
+    require(isinstance(found, dict), f"config.{name}", found, "a section of keys and values")
+    return dict(found)
 
 
 def modern(values: dict[str, Any]) -> dict[str, Any]:
@@ -78,15 +98,17 @@ def modern(values: dict[str, Any]) -> dict[str, Any]:
     What is ``RENAMED`` has its new name; ``sampler.NAME.clip``, if it is not 0, a static
     ``denoiser.thresholding`` of the samplers that have it. Of different bounds it is that of the chosen sampler.
     """
-    denoiser, sampler = dict(values.get("denoiser", {})), dict(values.get("sampler", {}))
+    denoiser, sampler = _section(values, "denoiser"), _section(values, "sampler")
     if "conditioning" in denoiser:
         denoiser["noise_label"] = denoiser.pop("conditioning")
     objective = {"name": "denoising", "denoising": values["loss"]} if "loss" in values else {}
-    training = dict(values.get("training", {}))
+    training = _section(values, "training")
     spread = {"dequantise": training.pop("dequantise")} if "dequantise" in training else {}
     codec = {"grey_levels": spread} if spread else {}
     old = {name: dict(options) for name, options in sampler.items() if isinstance(options, dict) and "clip" in options}
     clips = {name: options.pop("clip") for name, options in old.items()}
+    for name, clip in clips.items():
+        require_float(f"config.sampler.{name}.clip", clip, 0.0)
     bounds = {name: clip for name, clip in clips.items() if clip}
     if bounds and "thresholding" not in denoiser:
         bound = bounds.get(sampler.get("name", ""), max(bounds.values()))
@@ -182,8 +204,8 @@ def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = 
     for key, value in _tuples(values).items():
         if key not in config:
             raise InputError(
-                f"{path}: unknown key {prefix + key!r}{hint(key, list(config))} is it of another version, or of a "
-                "plug-in that --plugins=FILE would load?"
+                f"{path}: unknown key {shortened(f'{prefix}{key}')!r}{hint(str(key), list(config))} is it of another "
+                "version, or of a plug-in that --plugins=FILE would load?"
             )
         if is_choice(config[key]) and isinstance(value, str):  # a choice may be given by its name alone
             config[key].name = value
@@ -191,11 +213,12 @@ def merge(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = 
         if isinstance(config[key], ConfigDict) and isinstance(value, dict):
             merge(config[key], value, path, f"{prefix}{key}.")
             continue
-        try:
-            config[key] = value
-        except TypeError:
-            kind = type(config[key]).__name__
-            raise InputError(f"{path}: {prefix + key}={value!r}: expected a value of type {kind}") from None
+        kind = config.get_type(key)
+        fits = isinstance(value, (int, float) if kind in (int, float) else kind) or kind is type(None)
+        fits = fits and (kind in (bool, object) or not isinstance(value, bool))
+        expected = "a section of keys and values" if kind is ConfigDict else f"a value of type {kind.__name__}"
+        require(fits, f"{path}: {prefix}{key}", value, expected)
+        config[key] = value
 
 
 def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:

@@ -297,10 +297,11 @@ def test_configurations_that_are_no_good(tmp_path: Path, capsys: pytest.CaptureF
         run = f"--workdir={tmp_path / 'run'}"
         assert words in refused(capsys, "train", run, f"--config={tmp_path / 'my.py'}")
     for name, text, words in (
-        ("a.json", "{", "cannot be read"),
+        ("a.json", "{", "expected a JSON file"),
         ("b.yaml", "[1, 2]", "keys and values of a configuration"),
         ("c.yaml", "trainig: {num_steps: 3}", "unknown key 'trainig'; did you mean 'training'?"),
-        ("d.json", "[" * 100_000, "cannot be read"),
+        ("d.json", "[" * 100_000, "expected a JSON file"),
+        ("e.yaml", "[" * 100_000, "cannot be read"),
     ):
         (tmp_path / name).write_text(text)
         assert words in refused(capsys, "train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path / name}")
@@ -386,7 +387,8 @@ def test_import_is_light() -> None:
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    from sde_diffusion.files import read_json, write_json
+    from sde_diffusion.files import write_json
+    from sde_diffusion.reading import read_json
 
     write_json(tmp_path / "a.json", {"a": [1.0, float("nan")], "b": {"c": (float("inf"), "∞")}})
     assert read_json(tmp_path / "a.json") == {"a": [1.0, None], "b": {"c": [None, "∞"]}}

@@ -23,8 +23,9 @@ import torch
 
 from sde_diffusion.data import DATASETS, Dataset, Examples, torchvision_sets, train_batch
 from sde_diffusion.data.base import _epoch_order
-from sde_diffusion.data.image_folder import height_and_width, load_picture
+from sde_diffusion.data.image_folder import height_and_width
 from sde_diffusion.data.npz import read_rows
+from sde_diffusion.data.picture_files import load_pictures
 from sde_diffusion.errors import InputError
 
 TOYS = ["mixture", "swiss_roll", "two_moons"]
@@ -570,13 +571,13 @@ def test_image_folder_names_the_broken_file(pictures: Path) -> None:
     named = f"root='{pictures}': expected pictures that can be read; repair or remove class1/broken.png ("
     with refused(f"{named}image file is truncated)"):
         DATASETS.build("image_folder", root=str(pictures))
-    with refused(f"file='{broken}': cannot be read as a picture (image file is truncated); repair or remove it"):
-        load_picture(broken, (3, 30, 20))
+    with refused("image: expected pictures of 20×30 pixels in colour", f"1 of 1: {broken} (image file is truncated)"):
+        load_pictures([broken], (3, 30, 20))
     broken.write_text("no picture at all")
     with refused(f"{named}cannot identify image file)"):
         DATASETS.build("image_folder", root=str(pictures))
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(broken)
-    with refused(f"{named}mode I;16 is more than 8 bits a channel: convert it)"):
+    with refused(f"{named}more than 8 bits a channel: convert it to 8)"):
         DATASETS.build("image_folder", root=str(pictures))
 
 
@@ -852,7 +853,7 @@ def test_npz_splits_a_single_array_the_same_way_each_time(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"a": np.array([{"code": 1}], dtype=object)}, ("plain arrays", "allow_pickle")),
+        ({"a": np.array([{"code": 1}], dtype=object)}, ("plain arrays", "a.npy has objects, which could run code")),
         ({"a": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test', or an array 'x'", "has ['a', 'b']")),
         ({"train": np.zeros((4, 2)), "b": np.zeros((4, 2))}, ("'train' and 'test'", "it has ['b', 'train']")),
         ({"columns": np.array(["a"])}, ("a single array; it has []",)),
@@ -1003,9 +1004,9 @@ def test_read_rows_refuses_other_files(tmp_path: Path) -> None:
     with refused(f"file='{tmp_path / 'none.npz'}'", "an existing .npz file"):
         read_rows(tmp_path / "none.npz")
     (tmp_path / "evil.npz").write_bytes(pickle.dumps({"x": 1}))
-    with refused(f"file='{tmp_path / 'evil.npz'}': not a readable .npz file", "neither a zip archive"):
+    with refused(f"file='{tmp_path / 'evil.npz'}': not a readable .npz file", "not a zip file"):
         read_rows(tmp_path / "evil.npz")
-    with refused("file=", "allow_pickle"):
+    with refused("file=", "x.npy has objects, which could run code"):
         read_rows(write(tmp_path, x=np.array([{}], dtype=object)))
 
 
@@ -1030,7 +1031,7 @@ def test_npz_refuses_other_files(tmp_path: Path) -> None:
     with refused("other.zip", "a.txt is no array"):
         DATASETS.build("npz", root=str(tmp_path / "other.zip"))
     (tmp_path / "evil.npz").write_bytes(pickle.dumps({"train": 1}))
-    with refused("evil.npz", "neither a zip archive"):
+    with refused("evil.npz", "not a zip file"):
         DATASETS.build("npz", root=str(tmp_path / "evil.npz"))
 
 

@@ -166,7 +166,9 @@ def test_given_pictures(trained: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "8×8 pixels" in refused(capsys, "likelihood", f"--workdir={trained}", f"--image={tmp_path}/size.png")
     Image.fromarray(np.eye(8, dtype=np.uint8)[..., None] * np.array([9, 0, 0], dtype=np.uint8)).save(tmp_path / "c.png")
     assert "grey" in refused(capsys, "likelihood", f"--workdir={trained}", f"--image={tmp_path}/c.png")
-    assert "cannot be read" in refused(capsys, "likelihood", f"--workdir={trained}", f"--image={tmp_path}/none.png")
+    assert "there is no such file" in refused(
+        capsys, "likelihood", f"--workdir={trained}", f"--image={tmp_path}/none.png"
+    )
     assert "--against" in refused(capsys, "likelihood", f"--workdir={trained}", *files, "--against=digits")
 
 

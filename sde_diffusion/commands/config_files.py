@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 from pathlib import Path
@@ -14,8 +13,9 @@ from ml_collections import ConfigDict
 import sde_diffusion.config as default_file
 from sde_diffusion import plugins
 from sde_diffusion.config import default_config
-from sde_diffusion.errors import InputError, require
-from sde_diffusion.stored_config import complete, merge, modern, renamed
+from sde_diffusion.errors import InputError, require, shortened
+from sde_diffusion.reading import read_json, read_text, require_file, require_shallow
+from sde_diffusion.stored_config import complete, merge, modern, named_plugins, renamed
 
 
 def config_file(path: str) -> ConfigDict:
@@ -32,7 +32,7 @@ def config_file(path: str) -> ConfigDict:
     stem, colon, variant = path.partition(".py:")  # not at any colon: a drive has one
     file = f"{stem}.py" if colon else path
     expected = "an existing Python file with a function get_config(), as FILE.py or FILE.py:VARIANT"
-    require(Path(file).is_file(), "config", path, expected)
+    require_file("config", file, expected)
     try:
         config: ConfigDict = runpy.run_path(file)["get_config"](*([variant] if colon else []))
         config.lock()
@@ -51,6 +51,21 @@ def config_file(path: str) -> ConfigDict:
     return complete(config, path)
 
 
+def _read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        InputError: if it is none, or too large for a reader that takes a second for a tenth of a megabyte.
+    """
+    text = read_text("config", path, limit=1 << 20)
+    try:
+        content = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"config='{path}': cannot be read: {shortened(str(error))}") from None
+    require_shallow(content, f"config='{path}'", len(text))
+    return _numbers(content)
+
+
 def _numbers(value: Any) -> Any:
     """Return what YAML says with 1e-5 as a number, which YAML takes for a text."""
     if isinstance(value, dict):
@@ -67,15 +82,11 @@ def _plain_config(path: Path) -> ConfigDict:
     Raises:
         InputError: if it cannot be read, or has a key that is not known.
     """
-    require(path.is_file(), "config", str(path), "an existing file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _numbers(yaml.safe_load(text))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"config='{path}': cannot be read: {' '.join(str(error).split())[:200]}") from None
+    content = read_json(path, "config") if path.suffix == ".json" else _read_yaml(path)
     require(isinstance(content, dict), "config", str(path), "keys and values of a configuration")
     values = content["config"] if {"config", "data", "provenance"} <= content.keys() else content
-    names = [plugins.stored_name(str(name), path.parent) for name in values.get("plugins", ())]
+    require(isinstance(values, dict), "config", str(path), "keys and values of a configuration under 'config'")
+    names = [plugins.stored_name(name, path.parent) for name in named_plugins(values, f"config='{path}'")]
     plugins.load(names)
     config = default_config()
     merge(config, {**modern(values), "plugins": names}, path)

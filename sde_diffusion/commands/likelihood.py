@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sde_diffusion import config as configuration
 from sde_diffusion.commands.flags import define_pretrained_flag, define_run_flags, open_configured
-from sde_diffusion.errors import require, require_float, require_int
+from sde_diffusion.errors import legible, require, require_float, require_int
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.scoring import ScoringOptions
 from sde_diffusion.evaluation.uncertainty import plus_minus
@@ -147,7 +147,7 @@ def _pictures(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Sc
     found, rows = score_pictures(run, values.image, options, **_how(values))
     say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
     for (ode, continuous, discrete), name in zip(rows, values.image, strict=True):
-        say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {name}")
+        say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {legible(name)}")
     say(f"wrote likelihood_pictures.json, .npz, .png in {run.workdir}")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from absl import flags
@@ -38,7 +39,7 @@ def base_config(values: flags.FlagValues) -> ConfigDict:
     workdir = require_workdir(values)
     if is_run(workdir):
         begun = read_settings(workdir).get("provenance", {}).get("init", {}).get("given")
-        same = begun is not None and Path(begun).resolve() == Path(given).resolve()
+        same = begun is not None and os.path.realpath(begun) == os.path.realpath(given)
         expected = f"{begun!r}, from which {workdir} was begun" if begun else f"none, for {workdir} was begun without"
         require(same, "init", given, expected, "take a new --workdir")
         values.init = None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +16,15 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data.base import CLASSES, DATASETS, Dataset, count_test
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.data.picture_files import listed, open_picture, picture_formats, why_not
+from sde_diffusion.errors import legible, require
+from sde_diffusion.memory import require_memory
+from sde_diffusion.terminal import notice
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow registers these, but reads them not at all or through another program (EPS starts Ghostscript).
-_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _PROGRESS_FROM = 1000
-_LISTED = 20
-"""How many files a message names."""
 _FITS = {
     "crop": "central crops, resized to {}",
     "pad": "whole pictures, resized to fit into {} on white",
@@ -29,40 +32,6 @@ _FITS = {
     "none": "pictures of {} as they are",
 }
 """How a picture is brought to its shape, and how that is told."""
-
-
-def _picture_formats() -> tuple[list[str], set[str]]:
-    """Return the formats Pillow may try, and the lower-case file endings that belong to them."""
-    from PIL import Image
-
-    endings = Image.registered_extensions()  # also loads the plugins that fill Image.OPEN
-    formats = sorted(set(Image.OPEN) - _NOT_PICTURES)
-    return formats, {ending for ending, kind in endings.items() if kind in formats}
-
-
-def _open(path: Path, channels: int, formats: list[str]) -> Image.Image:
-    """Read one file, upright, on white, in grey (1 channel) or colour (3).
-
-    Raises:
-        Exception: of many kinds, if Pillow cannot read it.
-        InputError: if it has more than 8 bits a channel.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(path, formats=formats) as file:
-        image = ImageOps.exif_transpose(file)  # a camera stores "held upright" as a tag
-        depth = image.mode
-        if depth == "F" or depth.startswith("I"):
-            raise InputError(f"mode {depth} is more than 8 bits a channel: convert it")
-        if image.has_transparency_data:  # what hides behind full transparency is arbitrary
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("L" if channels == 1 else "RGB")
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Say in one line why a file cannot be read, without its path, which the message says once."""
-    return " ".join(str(error).replace(f" {str(path)!r}", "").split())
 
 
 def _fitted(image: Image.Image, height: int, width: int, fit: str) -> Image.Image:
@@ -86,27 +55,6 @@ def _fitted(image: Image.Image, height: int, width: int, fit: str) -> Image.Imag
     return canvas
 
 
-def load_picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read one picture that must have the shape (C, H, W) as it is: uint8, 0 … 255.
-
-    Raises:
-        InputError: if it cannot be read, has another size, or colours where grey is expected.
-    """
-    channels, height, width = shape
-    try:
-        image = _open(path, 3, _picture_formats()[0])
-    except Exception as error:  # Pillow's decoders raise many kinds, and only the file's name helps
-        reason = _reason(error, path)
-        raise InputError(f"file='{path}': cannot be read as a picture ({reason}); repair or remove it") from error
-    expected = f"{width}×{height} pixels, as the network was trained on"
-    require(image.size == (width, height), "file", str(path), expected, f"it has {image.width}×{image.height}")
-    pixels = np.array(image).transpose(2, 0, 1)
-    if channels == 1:
-        grey = bool((pixels == pixels[:1]).all())
-        require(grey, "file", str(path), "a grey picture (1 channel)", "it has colours; convert it first")
-    return pixels[:channels]
-
-
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return the height and width in pixels of an option ``image_size``: one number, or (height, width).
 
@@ -119,59 +67,112 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     return both[0], both[1]
 
 
-def _listed(files: list[str]) -> str:
-    """Name the first files and say how many more there are."""
-    files = sorted(files)
-    more = len(files) - _LISTED
-    return ", ".join(files[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+def _find(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the paths of all pictures relative to the folder, "/" between their parts, and of others why they are not.
 
-
-def _find(folder: Path) -> list[str]:
-    """Return the paths of all pictures, relative to the folder, "/" between their parts.
-
-    They are in the order of a hash, so that the first so many are of all kinds, in whatever folders they lie.
+    Links are followed when all else is seen: what several lead to, or what lies here anyway, is met once. The paths are
+    in the order of a hash, so that the first so many are of all kinds, in whatever folders they lie.
     """
-    endings = _picture_formats()[1]
-    names = [
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in endings and path.is_file()
-    ]
-    return sorted((name for name in names if not any(part.startswith(".") for part in name.split("/"))), key=_hash)
+    endings = picture_formats()[1]
+    names, broken, seen = [], {}, set()
+    folders: list[str] = []
+    links: deque[str] = deque()
+
+    def meet(name: str, linked: bool) -> None:
+        try:
+            status = os.stat(folder / name)
+        except OSError as error:
+            broken[name] = f"a link that leads nowhere: {error.strerror}" if linked else str(error.strerror)
+            return
+        identity = (status.st_dev, status.st_ino)
+        if linked and identity in seen:
+            return
+        seen.add(identity)
+        if stat.S_ISDIR(status.st_mode):
+            folders.append(name)
+        elif os.path.splitext(name)[1].lower() in endings:
+            names.append(name)  # a pipe or a device too, which its reader refuses
+
+    meet("", linked=False)
+    while folders or links:
+        if not folders:
+            meet(links.popleft(), linked=True)
+            continue
+        inside = folders.pop()
+        try:
+            entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+        except OSError as error:
+            broken[inside or "."] = str(error.strerror)
+            continue
+        for entry in entries:
+            name = f"{inside}/{entry.name}".removeprefix("/")
+            if entry.name.startswith("."):
+                continue
+            links.append(name) if entry.is_symlink() else meet(name, linked=False)
+    return sorted(names, key=_hash), broken
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
-def _read(root: str, names: list[str], shape: tuple[int, int, int], fit: str, quiet: bool) -> Tensor:
-    """Read all pictures and bring them to one shape (C, H, W): uint8 (N, C, H, W).
+@dataclass(frozen=True)
+class _Read:
+    """What was read of a folder.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        names: of these.
+        skipped: what could not be read, each with its reason.
+        animated: how many have several frames.
+    """
+
+    images: Tensor
+    names: list[str]
+    skipped: list[str]
+    animated: int
+
+
+def _read(
+    root: str, names: list[str], broken: dict[str, str], shape: tuple[int, int, int], fit: str, skip: bool, quiet: bool
+) -> _Read:
+    """Read all pictures and bring them to one shape (C, H, W).
 
     Raises:
-        InputError: names all files that cannot be read, or else, with ``fit="none"``, all of another size.
+        InputError: names all that cannot be read, unless these are to be skipped and some are left, or else, with
+            ``fit="none"``, all of another size; or if they do not fit into memory.
     """
     from tqdm import tqdm
 
     channels, height, width = shape
-    folder, formats = Path(root).expanduser(), _picture_formats()[0]
+    folder, broken = Path(root).expanduser(), dict(broken)
+    size = 2 * len(names) * channels * height * width  # once as they are read, once in their splits
+    require_memory("image_size", (height, width), size, f"{len(names)} pictures")
     images = torch.empty(len(names), *shape, dtype=torch.uint8)
-    unreadable, others = [], []
+    kept: list[str] = []
+    others, animated = [], 0
     silent = True if quiet or len(names) < _PROGRESS_FROM else None  # None: only on a terminal
-    for i, name in enumerate(tqdm(names, desc="reading pictures", unit="file", disable=silent)):
+    for name in tqdm(names, desc="reading pictures", unit="file", disable=silent):
         try:
-            image = _open(folder / name, channels, formats)
+            image, more = open_picture(folder / name, channels)
         except Exception as error:  # Pillow's decoders raise many kinds, and only the file's name helps
-            unreadable.append(f"{name} ({_reason(error, folder / name)})")
+            broken[name] = why_not(error, folder / name)
             continue
         if fit == "none" and image.size != (width, height):
             others.append(f"{name} ({image.height}×{image.width})")
             continue
         pixels = np.array(_fitted(image, height, width, fit)).reshape(height, width, channels)
-        images[i] = torch.from_numpy(pixels.transpose(2, 0, 1))
-    require(not unreadable, "root", root, "pictures that can be read", f"repair or remove {_listed(unreadable)}")
-    expected = f"only pictures of {height}×{width} pixels (height×width), not {_listed(others)}"
+        images[len(kept)] = torch.from_numpy(pixels.transpose(2, 0, 1))
+        kept.append(name)
+        animated += more
+    skipped = [f"{name} ({reason})" for name, reason in broken.items()]
+    remedy = f"repair or remove {listed(skipped)}" + (
+        "" if skip else ", or give --config.data.image_folder.skip_broken=True"
+    )
+    require(not skipped or (skip and len(kept) > 0), "root", root, "pictures that can be read", remedy)
+    expected = f"only pictures of {height}×{width} pixels (height×width), not {listed(others)}"
     require(not others, "fit", fit, expected, "resize these, or let fit be crop, pad or stretch")
-    return images
+    return _Read(images[: len(kept)], kept, skipped, animated)
 
 
 def _held_out(names: list[str], test_fraction: float, root: str) -> Tensor:
@@ -188,7 +189,32 @@ def _classes(names: list[str]) -> tuple[Tensor | None, tuple[str, ...]]:
     folders = [name.partition("/")[0] for name in names]
     class_names = sorted(set(folders))
     number = {name: i for i, name in enumerate(class_names)}
-    return torch.tensor([number[folder] for folder in folders]), tuple(class_names)
+    return torch.tensor([number[folder] for folder in folders]), tuple(map(legible, class_names))
+
+
+def _divided(names: list[str]) -> bool:
+    """Return whether the folders of the first level are the splits."""
+    return {name.partition("/")[0] for name in names} == {"train", "test"}
+
+
+def _arranged(names: list[str], test_fraction: float, root: str) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Return which pictures are held out, (N,) bool, their classes, int64 (N,), and the names of these, if there are.
+
+    Raises:
+        InputError: if there are too few, folders of three splits, or a class is only in ``test``.
+    """
+    require(len(names) > 0, "root", root, "pictures in it or in its subfolders, such as .png or .jpg files")
+    tops, divided = {name.partition("/")[0] for name in names}, _divided(names)
+    splits = {"train", "test", "val", "valid", "validation"}
+    expected = "train and test alone, as splits, or folders that are classes"
+    require(divided or "train" not in tops or not tops <= splits, "root", root, expected, f"it has {sorted(tops)}")
+    by_folder = torch.tensor([name.startswith("test/") for name in names])
+    test = by_folder if divided else _held_out(names, test_fraction, root)
+    classes, class_names = _classes([name.partition("/")[2] if divided else name for name in names])
+    if classes is not None and divided:
+        alone = sorted({class_names[c] for c in classes[test]} - {class_names[c] for c in classes[~test]})
+        require(not alone, "root", root, "every class of test in train", f"only in test: {', '.join(alone)}")
+    return test, classes, class_names
 
 
 @DATASETS.register("image_folder")
@@ -199,14 +225,16 @@ def image_folder(
     test_fraction: float = 0.1,
     quiet: bool = False,
     fit: str = "crop",
+    skip_broken: bool = False,
 ) -> Dataset:
     """All pictures in a folder and its subfolders, brought to one shape (by Lanczos, antialiased).
 
     If the first level is exactly the folders ``train`` and ``test``, these are the splits. Else a picture's split
     depends on a hash of its path relative to ``root``, so it is the same on every machine and hardly changes when
     pictures are added. If every picture lies in a subfolder (of ``train`` and ``test``, if these are the splits), the
-    first-level ones are the classes, in alphabetical order. Transparency is laid on white. Files whose ending is no
-    picture's and what is hidden are passed over.
+    first-level ones are the classes, in alphabetical order. Files whose ending is no picture's and what is hidden are
+    passed over. Links are followed, and what several lead to is read once. What becomes of transparency, palettes,
+    CMYK, depth and frames says :mod:`sde_diffusion.data.picture_files`.
 
     Args:
         root: the folder.
@@ -217,32 +245,29 @@ def image_folder(
         fit: "crop": the largest central part of the wanted aspect ratio, resized; "pad": the whole picture, resized to
             fit inside, with white around; "stretch": the whole picture, resized whatever its aspect ratio; "none": as
             it is, and all must have exactly ``image_size``.
+        skip_broken: leave out what cannot be read, and say how many and which; else one of them stops all.
 
     Raises:
-        InputError: on a missing or empty folder, unreadable files, files of another size than ``fit="none"`` allows, a
-            class that is only in ``test``, or an option out of range.
+        InputError: on a missing or empty folder, unreadable files (all are named), files of another size than
+            ``fit="none"`` allows, a class that is only in ``test``, or an option out of range.
     """
     require(isinstance(root, str) and root != "", "root", root, "a folder of pictures")
     height, width = height_and_width(image_size)
     require(channels in (1, 3), "channels", channels, "1 (grey) or 3 (RGB)")
     require(fit in _FITS, "fit", fit, f"one of {', '.join(_FITS)}")
+    require(isinstance(skip_broken, bool), "skip_broken", skip_broken, "True or False")
     folder = Path(root).expanduser()
     require(folder.is_dir(), "root", root, "an existing folder of pictures")
-    names = _find(folder)
-    require(len(names) > 0, "root", root, "pictures in it or in its subfolders, such as .png or .jpg files")
-
-    tops = {name.partition("/")[0] for name in names}
-    divided = tops == {"train", "test"}
-    splits = {"train", "test", "val", "valid", "validation"}
-    expected = "train and test alone, as splits, or folders that are classes"
-    require(divided or "train" not in tops or not tops <= splits, "root", root, expected, f"it has {sorted(tops)}")
-    by_folder = torch.tensor([name.startswith("test/") for name in names])
-    test = by_folder if divided else _held_out(names, test_fraction, root)
-    classes, class_names = _classes([name.partition("/")[2] if divided else name for name in names])
+    names, broken = _find(folder)
+    if not broken:
+        _arranged(names, test_fraction, root)  # what is wrong with the folders is told before all is read
+    read = _read(root, names, broken, (channels, height, width), fit, skip_broken, quiet)
+    test, classes, class_names = _arranged(read.names, test_fraction, root)
     known = {} if classes is None else {CLASSES: (classes[~test], classes[test])}
-    if classes is not None and divided:
-        alone = sorted({class_names[c] for c in classes[test]} - {class_names[c] for c in classes[~test]})
-        require(not alone, "root", root, "every class of test in train", f"only in test: {', '.join(alone)}")
-    images = _read(root, names, (channels, height, width), fit, quiet)
-    note = _FITS[fit].format(f"{height}×{width}") + (", split by folder" if divided else "")
-    return Dataset("image_folder", images[~test], images[test], 256, known, class_names, note=note)
+    note = _FITS[fit].format(f"{height}×{width}") + (", split by folder" if _divided(read.names) else "")
+    if read.animated:
+        note += f", of {read.animated} with several frames the first"
+    if read.skipped:
+        note += f", {len(read.skipped)} that cannot be read skipped"
+        notice(f"root={legible(root)!r}: {len(read.skipped)} skipped, for they cannot be read: {listed(read.skipped)}")
+    return Dataset("image_folder", read.images[~test], read.images[test], 256, known, class_names, note=note)

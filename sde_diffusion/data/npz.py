@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ from sde_diffusion.data.base import (
     require_conditions,
     require_data,
 )
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import require
+from sde_diffusion.reading import read_arrays
 
 _Arrays = dict[str, np.ndarray]
 
@@ -33,23 +32,7 @@ def _read(argument: str, root: str) -> tuple[_Arrays, tuple[str, ...], tuple[str
     Raises:
         InputError: on a missing or damaged file, pickled objects, or names that are not strings (n,).
     """
-    path = Path(root).expanduser()
-    require(path.is_file(), argument, root, "an existing .npz file")
-    try:
-        with path.open("rb") as file:
-            if not file.peek(6).startswith((b"PK", b"\x93NUMPY")):  # what numpy.load takes for a pickle
-                raise ValueError("neither a zip archive nor a NumPy array")
-            content = np.load(file, allow_pickle=False)
-            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else None
-            if other := [name for name, array in (arrays or {}).items() if not isinstance(array, np.ndarray)]:
-                raise ValueError(f"{other[0]} is no array")  # the bytes of another file in the archive
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{argument}='{path}': not a readable .npz file of plain arrays ({reason})") from error
-    if arrays is None:
-        raise InputError(
-            f"{argument}='{path}': expected an .npz file, got a single .npy array; save it with numpy.savez"
-        )
+    arrays = read_arrays(argument, root)
     class_names, columns = (_strings(name, arrays.pop(name, None)) for name in ("class_names", "columns"))
     return arrays, class_names, columns
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.data.base import CLASSES, DATASETS, Dataset
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.memory import require_memory
 
 DEFAULT_ROOT = "~/.cache/sde-diffusion"
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -56,19 +57,21 @@ def _read_idx(path: Path, what: str, rank: int) -> Tensor:
     Raises:
         InputError: if the file cannot be read, is truncated or is something else; names it.
     """
+    length, kind = 4 * (1 + rank), f"an idx{rank}-ubyte file of {what} (magic number 0x80{rank})"
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read()
+            head = file.read(length)
+            magic, *shape = np.frombuffer(head, ">u4").tolist() if len(head) == length else (0,)
+            require(magic == 0x800 + rank, "file", str(path), kind, _REMEDY)
+            size = math.prod(shape)
+            require_memory("file", str(path), size, "what its header says that it holds", _REMEDY)
+            content = file.read(size + 1)  # one more than there should be
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"file='{path}': cannot be read ({error}); {_REMEDY}") from error
-    length = 4 * (1 + rank)
-    header = np.frombuffer(content, ">u4", count=1 + rank) if len(content) >= length else np.zeros(1 + rank, np.uint32)
-    magic, *shape = header.tolist()
-    kind = f"an idx{rank}-ubyte file of {what} (magic number 0x80{rank})"
-    require(magic == 0x800 + rank, "file", str(path), kind, _REMEDY)
-    size = length + math.prod(shape)
-    require(len(content) == size, "file", str(path), f"{size} bytes as its header says, not {len(content)}", _REMEDY)
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=length).copy()).reshape(shape)
+    more = "or more" if len(content) > size else ""
+    expected = f"{length + size} bytes as its header says, not {length + len(content)} {more}".strip()
+    require(len(content) == size, "file", str(path), expected, _REMEDY)
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).reshape(shape)
 
 
 def _read_labels(images: Path, size: int) -> Tensor:

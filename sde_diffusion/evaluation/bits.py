@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sde_diffusion import likelihood
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, require, shortened
 from sde_diffusion.evaluation.scoring import Scores, ScoringOptions
 from sde_diffusion.evaluation.uncertainty import QUANTILE, plus_minus
 from sde_diffusion.records import read_record
@@ -110,8 +110,15 @@ def read_summary(path: Path) -> dict[str, Any]:
     table = _table(content)
     ok = isinstance(table, dict) and {"ode", "continuous", "discrete"} <= table.keys()
     require(ok, f"{path}: {BITS} or {NATS}", table, "the likelihood of a data set, with ode, continuous, discrete")
-    for name, row in table.items():
-        table[name] = {key: math.nan if row[key] is None else float(row[key]) for key in ("mean", "std_error")}
+    try:
+        for name, row in table.items():
+            table[name] = {key: math.nan if row[key] is None else float(row[key]) for key in ("mean", "std_error")}
+        as_text(content)  # all that is told of it
+        shapes = [np.asarray(curve, dtype=np.float64).shape for curve in content["curves"].values()]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: expected the likelihood of a data set; {shortened(str(error))}") from None
+    ok = all(len(shape) == 2 and shape[0] == 3 for shape in shapes)
+    require(ok, f"{path}: curves", shapes, "log SNR, value and error of each point, (3, n)")
     return content
 
 

@@ -42,9 +42,10 @@ from sde_diffusion.evaluation.frechet import frechet_distance
 from sde_diffusion.evaluation.kernels import cubic, squared_mmd
 from sde_diffusion.evaluation.precision_recall import precision_recall
 from sde_diffusion.evaluation.uncertainty import Estimate, mean_of
-from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.files import write_atomically
 from sde_diffusion.noise import generator, stream
 from sde_diffusion.ops import per_example
+from sde_diffusion.reading import read_arrays, require_file
 from sde_diffusion.registry import Registry
 
 LEAST = 10
@@ -111,7 +112,8 @@ class Extractor:
 
         known = registry.FEATURE_EXTRACTORS_REGISTRY
         require(name in known, "extractor", name, f"one of {', '.join(known)}")
-        require(weights is None or weights.is_file(), "inception_weights", str(weights), "an existing file")
+        if weights is not None:
+            require_file("inception_weights", weights)
         self.name, self.device = name, torch.device(device)
         self.digest = extractors.digest(name, weights)
         chosen = [known[name].get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
@@ -197,7 +199,7 @@ def reference_features(extractor: Extractor | Coordinates, images: Tensor) -> Fe
     path = cache_folder() / f"{extractor.name}-{key[:24]}.npz"
     if path.exists():
         try:
-            return Features.of_arrays(read_npz(path, "cache of features"))
+            return Features.of_arrays(read_arrays("cache", path))
         except (InputError, KeyError):
             path.unlink(missing_ok=True)  # a cache: made again
     found = extractor(images)

@@ -25,8 +25,9 @@ from sde_diffusion.codecs import Codec
 from sde_diffusion.data import Examples
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.files import read_npz, write_atomically
+from sde_diffusion.files import write_atomically
 from sde_diffusion.noise import NoiseStream, stream
+from sde_diffusion.reading import read_arrays
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import GRIDS
 
@@ -364,7 +365,7 @@ def read_state(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     Raises:
         InputError: if it is not one.
     """
-    state = read_npz(path, "file of scores")
+    state = read_arrays("scores", path, "delete it to start again")
     if "key" not in state:
         raise InputError(f"{path}: not a readable file of scores (it has no key); delete it to start again")
     return str(state.pop("key")), state

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import require, require_plain_name
 from sde_diffusion.evaluation.metrics import Features, join
-from sde_diffusion.files import read_npz, to_json, write_atomically
+from sde_diffusion.files import to_json, write_atomically
+from sde_diffusion.reading import read_arrays
 from sde_diffusion.records import as_line, drop_torn_line, read_lines
 from sde_diffusion.terminal import notice
 
@@ -178,7 +179,7 @@ _NUMBERS = ("nfe", "seconds", "metric_seconds")
 
 
 def _read_batch(path: Path, count: int) -> Batch:
-    kept = read_npz(path, "batch of a sweep")
+    kept = read_arrays("batch", path, "delete it to draw it again")
     missing = {"x", "features", *_NUMBERS} - kept.keys()
     counts = {len(kept[name]) for name in ("features", "logits") if name in kept and kept[name].ndim == 2}
     ok = not missing and counts == {count} and kept["x"].ndim > 1 and len(kept["x"]) <= count

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sde_diffusion.codecs import GreyLevels
 from sde_diffusion.data import Dataset, Examples
-from sde_diffusion.data.image_folder import load_picture
 from sde_diffusion.data.npz import read_rows
+from sde_diffusion.data.picture_files import load_pictures
 from sde_diffusion.errors import require
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
@@ -182,12 +182,12 @@ def score_pictures(
     """Score picture files; returns also the bits/dim of each: ODE, continuous bound, discrete bound.
 
     Raises:
-        InputError: if the run is not one on pictures, or a file cannot be read.
+        InputError: if the run is not one on pictures, or files cannot be read; names all of these.
     """
     remedy = "give --data=FILE.npz"
     expected = "a run on pictures, for this one is on other data"
     require(run.levels is not None, "image", [str(f) for f in files], expected, remedy)
-    pixels = torch.stack([torch.from_numpy(load_picture(Path(f), run.shape)) for f in files])
+    pixels = torch.from_numpy(load_pictures([Path(f) for f in files], run.shape))
     k = (pixels.float() * (((run.levels or 2) - 1) / 255)).round().to(torch.uint8)
     options = replace(options, tolerance=options.tolerance or DEFAULT_TOLERANCE)
     how: dict[str, Any] = {"stem": "likelihood_pictures", "batch_size": batch_size, "quiet": quiet}

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.files import discard, new_folder, sha256, sweep_unfinished
+from sde_diffusion.memory import require_memory
+from sde_diffusion.reading import require_file
 from sde_diffusion.records import read_record, write_record
 from sde_diffusion.terminal import notice
 from sde_diffusion.training.ema import EMA
@@ -203,15 +205,16 @@ def _is_there(folder: Path, name: str, hashes: dict[str, str]) -> bool:
 
 
 def _read_tensors(path: Path, hashes: dict[str, str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
+    size = require_file("checkpoint", path).stat().st_size
+    require_memory("checkpoint", str(path), 2 * size, "its bytes, and then its tensors")
     content = path.read_bytes()  # once: what is checked is what is used
     if hashes and hashlib.sha256(content).hexdigest() != hashes.get(path.stem):
         raise InputError(f"{path}: damaged, it is not as it was written by its SHA-256")
     try:
         return load(content)
-    except SafetensorError as error:
+    except Exception as error:  # a header that is none, a dtype that PyTorch has not: many kinds
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def unpack(name: str, workdir: Path) -> None:
         InputError: on an unknown name, or if ``workdir`` holds something else.
     """
     source = folder(name)
-    workdir = workdir.resolve()  # what a link points to, not the link, is what is made
+    workdir = Path(os.path.realpath(workdir))  # what a link points to, not the link, is what is made
     empty = workdir.is_dir() and next(workdir.iterdir(), None) is None
     if workdir.exists() and not empty:
         same = bool(checkpoints.existing(workdir))
@@ -42,4 +43,6 @@ def unpack(name: str, workdir: Path) -> None:
         require(same, "workdir", str(workdir), f"a new or empty folder, or one of {name!r}", "it holds something else")
         return
     with new_folder(workdir) as part:  # not the permissions of an installation
-        shutil.copytree(source, part, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        for path in sorted(source.rglob("*")):  # not copytree, which hides what the system says of a full disk
+            target = part / path.relative_to(source)
+            target.mkdir() if path.is_dir() else shutil.copyfile(path, target)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json
-from sde_diffusion.registry import Registry
+from sde_diffusion.reading import read_json, require_file
 
 
 def read_config(path: Path, expected: str) -> dict[str, Any]:
     """Return the object of a JSON file; ``expected`` says what it should have been where it is none."""
-    require(path.is_file(), "source", str(path), f"{expected}; there is no such file")
-    content = read_json(path)
+    content = read_json(require_file("source", path, expected))
     require(isinstance(content, dict), "source", str(path), expected)
     return dict(content)
 
@@ -24,10 +22,10 @@ def refuse(path: Path, key: str, value: Any, reason: str) -> InputError:
     return InputError(f"{path}: {key}={value!r}: {reason}")
 
 
-def build(path: Path, registry: Registry[Any], name: str, **options: Any) -> Any:
-    """Make an entry of a registry from what a file says."""
+def build(path: Path, make: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Make something by its name and options, which a file says."""
     try:
-        return registry.build(name, **options)
+        return make(name, **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

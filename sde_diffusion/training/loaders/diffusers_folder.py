@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.networks import NETWORKS
+from sde_diffusion.networks.skeleton import skeleton
 from sde_diffusion.terminal import notice
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.descriptions import build, read_config
@@ -131,8 +131,7 @@ class DiffusersFolder(Loader):
         label = denoiser["noise_label"]
         halved = label["name"] == "log_sigma" and label["log_sigma"]["scale"] == 0.5
         options["input_scale"], options["input_shift"] = INPUT[halved, model["center_input_sample"]]
-        with torch.device("meta"):
-            network: nn.Module = build(file, NETWORKS, "unet2d", shape=shape, **options)
+        network: nn.Module = build(file, skeleton, "unet2d", shape=shape, **options)
         own = network.state_dict()
         opposite = options["embedding"] == "fourier" if scheduler is None else reverses_sign(scheduler)
         how: dict[str, Any] = {"options": options, "cosine_first": model["flip_sin_to_cos"], "score": opposite}

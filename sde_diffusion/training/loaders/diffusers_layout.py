@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path
 
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import read_json, sha256
+from sde_diffusion.files import sha256
+from sde_diffusion.reading import read_json
 from sde_diffusion.training.loaders.descriptions import read_config, refuse
 from sde_diffusion.training.loaders.tensor_files import read_tensors
 
@@ -48,10 +50,10 @@ class Layout:
 
 def recognises(source: Path) -> bool:
     """Return whether a folder is one of these."""
-    if (source / INDEX).is_file() or any((source / part / MODEL).is_file() for part in ("unet", "unet_ema")):
+    if lexists(source / INDEX) or any(lexists(source / part / MODEL) for part in ("unet", "unet_ema")):
         return True
     config = source / MODEL
-    content = read_json(config) if config.is_file() else None
+    content = read_json(config) if lexists(config) else None
     return isinstance(content, dict) and "_class_name" in content
 
 
@@ -61,14 +63,14 @@ def find(source: Path) -> Layout:
     Raises:
         InputError: on a pipeline of other parts than a network and a scheduler.
     """
-    named = _require_plain_pipeline(source / INDEX).get("scheduler") if (source / INDEX).is_file() else None
+    named = _require_plain_pipeline(source / INDEX).get("scheduler") if lexists(source / INDEX) else None
     inside = [source / part for part in ("unet_ema", "unet") if (source / part).is_dir()]
-    models = [folder for folder in inside if (folder / MODEL).is_file()]
-    if not models and (source / MODEL).is_file():
+    models = [folder for folder in inside if lexists(folder / MODEL)]
+    if not models and lexists(source / MODEL):
         models = [source]
     model = models[0] if models else [*inside, source / "unet"][0]
     near = [model, source, source / "scheduler", source.parent / "scheduler", source.parent]
-    found = [place / SCHEDULER for place in near if (place / SCHEDULER).is_file()]
+    found = [place / SCHEDULER for place in near if lexists(place / SCHEDULER)]
     raw = models[1] if len(models) > 1 else None
     return Layout(model, raw, found[0] if found else None, str(named[1]) if named else None)
 

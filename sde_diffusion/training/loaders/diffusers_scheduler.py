@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sde_diffusion.errors import require, require_float, require_int
-from sde_diffusion.sdes import SDES
+from sde_diffusion.sdes import SDES, require_chain
 from sde_diffusion.training.loaders.descriptions import build, refuse, require_known
 
 DDPM_BETAS, LATENT_BETAS = (1e-4, 0.02, "linear"), (0.00085, 0.012, "linear")
@@ -243,7 +243,7 @@ def _ddpm(path: Path, scheduler: dict[str, Any], doubled: bool) -> dict[str, Any
         reason = "expected a network with twice the channels" if known else "not supported"
         raise refuse(path, "variance_type", said, reason)
     chain = _chain(path, scheduler)
-    build(path, SDES, "ddpm", **chain)
+    build(path, SDES.build, "ddpm", **chain)
     discrete = {"num_train_steps": len(chain["betas"]) if "betas" in chain else chain["num_train_steps"]}
     label = times = {"name": "discrete", "discrete": discrete}
     variance = "predicted" if doubled else "beta" if str(said).startswith("fixed_large") else "posterior"
@@ -267,7 +267,7 @@ def _chain(path: Path, scheduler: dict[str, Any]) -> dict[str, Any]:
     number = scheduler.get("num_train_timesteps", 1000)
     keys = ("beta_start", "beta_end", "beta_schedule")
     first, last, schedule = (scheduler.get(key, default) for key, default in zip(keys, defaults, strict=True))
-    require_int(f"{path}: num_train_timesteps", number, 1)
+    require_chain(f"{path}: num_train_timesteps", number)
     require_float(f"{path}: beta_start", first, 0.0)
     require_float(f"{path}: beta_end", last, 0.0)
     require_known(path, "beta_schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import sha256
-from sde_diffusion.networks import NETWORKS
+from sde_diffusion.networks.skeleton import skeleton
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.descriptions import build
 from sde_diffusion.training.loaders.tensor_files import outline, problems_of, read_pickle, states
@@ -169,8 +169,7 @@ class GuidedDiffusion(Loader):
         inferred, _ = _options(path, tensors, channels)
         told = {key: config["network"]["unet2d"][key] for key in ("heads", "head_width", "heads_first", "dropout")}
         options = {**inferred, **told}
-        with torch.device("meta"):
-            network: nn.Module = build(path, NETWORKS, "unet2d", shape=shape, **options)
+        network: nn.Module = build(path, skeleton, "unet2d", shape=shape, **options)
         weights = _translate(path, tensors, network.state_dict(), options)
         found: dict[str, Any] = {
             "data": {"shape": shape, "levels": 256},

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import sha256
-from sde_diffusion.networks import DDPM, NETWORKS, SkipUNet
+from sde_diffusion.networks import DDPM, SkipUNet
 from sde_diffusion.networks.blocks import Attention, ResBlock
 from sde_diffusion.networks.embeddings import GaussianFourier
 from sde_diffusion.networks.resampling import ConvDouble, ConvHalve, FIRConvHalve
+from sde_diffusion.networks.skeleton import skeleton
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.score_sde_description import read_description
 from sde_diffusion.training.loaders.tensor_files import outline, problems_of, read_pickle, states
@@ -186,8 +187,7 @@ class ScoreSDE(Loader):
                 f"--config=configs/cifar10.py:ve-ncsnpp or another, or put {beside.name} beside it"
             )
         name, prediction = config["network"]["name"], config["denoiser"]["prediction"]
-        with torch.device("meta"):
-            net = NETWORKS.build(name, shape=config["data"]["shape"], **config["network"].get(name, {}))
+        net = skeleton(name, shape=config["data"]["shape"], **config["network"].get(name, {}))
         if not isinstance(net, SkipUNet):
             raise InputError(f"network.name={name!r}: expected 'ddpm', 'ddpmpp' or 'ncsnpp' for {path}")
         require(prediction == "eps", "denoiser.prediction", prediction, f"'eps' for {path}")

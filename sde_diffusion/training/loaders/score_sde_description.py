@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.errors import InputError, require, require_float
-from sde_diffusion.files import read_json
 from sde_diffusion.networks.skip_unet import INPUTS, OUTPUTS
+from sde_diffusion.reading import read_json
 
 
 class _Description:

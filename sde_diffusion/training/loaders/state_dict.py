@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import sha256
 from sde_diffusion.networks import NETWORKS
+from sde_diffusion.networks.skeleton import skeleton
 from sde_diffusion.training.loaders.base import LOADERS, Loader, Pretrained
 from sde_diffusion.training.loaders.descriptions import build
 from sde_diffusion.training.loaders.diffusers_layout import FILE
@@ -58,8 +58,7 @@ class StateDict(Loader):
             )
         shape, name = config["data"]["shape"], config["network"]["name"]
         name = name if name in NETWORKS else "mlp" if len(shape) == 1 else "unet"  # "auto"
-        with torch.device("meta"):
-            network: nn.Module = build(path, NETWORKS, name, shape=shape, **config["network"].get(name, {}))
+        network: nn.Module = build(path, skeleton, name, shape=shape, **config["network"].get(name, {}))
         averaged, raw = (None if w is None else _fitted(path, w, name, network.state_dict()) for w in found)
         step = content.get("step", content.get("global_step"))
         facts = {"format": "state dict", "path": str(path), "sha256": sha256(path)}

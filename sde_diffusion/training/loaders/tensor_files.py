@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import InputError, require, shortened
+from sde_diffusion.memory import require_memory
+from sde_diffusion.reading import require_file, require_unfolded
 
 AVERAGED = ("ema", "model_ema", "ema_state_dict", "ema_model", "averaged")
 TRAINED = ("model", "state_dict", "model_state_dict", "net", "network", "unet", "weights")
@@ -35,6 +39,7 @@ def read_pickle(path: Path, kind: str, outline: bool = False) -> Any:
     # A learning rate may be a NumPy number: no code, but a name that must be known.
     scalar: Any = np.float64(0.0).__reduce__()[0]
     numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    _require_fitting(path)
     try:
         with torch.serialization.safe_globals([*numbers, np.dtype, np.dtypes.Float64DType]):
             return torch.load(path, map_location="meta" if outline else "cpu", weights_only=True)
@@ -47,19 +52,28 @@ def read_pickle(path: Path, kind: str, outline: bool = False) -> Any:
         raise InputError(f"{path}: not a readable {kind} ({reason})") from None
 
 
+def _require_fitting(path: Path) -> None:
+    """Refuse what is no file of weights that memory can hold, compressed or not."""
+    size = require_file("source", path).stat().st_size
+    require_memory("source", str(path), size, "its bytes")
+    if zipfile.is_zipfile(path):
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:  # whose reader says what is wrong with it
+            require_unfolded("source", path, archive)
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by their names, which have no order in it, in that of the alphabet.
 
     Raises:
         InputError: if it cannot be read.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _require_fitting(path)
     try:
         return dict(sorted(load_file(path).items()))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    except Exception as error:  # a header that is none, a dtype that PyTorch has not: many kinds
+        raise InputError(f"{path}: not a readable safetensors file ({shortened(str(error))})") from None
 
 
 def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
