@@ -67,9 +67,9 @@ class _Strip:
         self._seen: list[tuple[float, Tensor]] = []
 
     def add(self, t: Tensor, x: Tensor) -> None:
-        now = t.reshape(-1)[: self._rows].double()
+        now = t.reshape(-1)[: self._rows].cpu().double()  # in this order: not every device has float64
         scale = (self._sde.alpha(now) ** 2 + self._sde.sigma(now) ** 2).rsqrt()
-        self._seen.append((float(now[0]), x[: self._rows].double().cpu() * column(scale.cpu(), x)))
+        self._seen.append((float(now[0]), x[: self._rows].cpu().double() * column(scale, x)))
 
     def chosen(self) -> list[tuple[float, Tensor]]:
         """Return as many of them as a strip has columns, evenly spread."""
