@@ -189,7 +189,7 @@ def draw_both(
     if not draws:
         torch.compiler.reset()  # a shape of before would make the next one a dynamic one
         draws |= {side: drawer(side, folder, options) for side in sides}
-    runs = {side: timed(partial(draw, shape, steps), options.device) for side, draw in draws.items()}
+    runs = {side: timed(partial(draw, shape, steps), options) for side, draw in draws.items()}
     row = beside_theirs(runs, shape[0], repeats)
     reset_peak(options.device)
     row["host_syncs"] = host_syncs(partial(draws[sides[-1]], shape, steps), options.device)
@@ -237,10 +237,10 @@ def score_both(folder: Path, shape: tuple[int, ...], repeats: int, options: argp
         found = sd.log_likelihood(denoiser, x, rtol=1e-2, atol=1e-2, check=0, max_steps=20)
         evaluations.append(int(found.nfe.max()))
 
-    run = timed(ours, options.device)
+    run = timed(ours, options)
     runs: dict[str, Callable[[], float]] = {OURS: lambda: run() / evaluations[-1]}
     if has_diffusers():
-        runs = {THEIRS: timed(textbook(folder, x, options), options.device), **runs}
+        runs = {THEIRS: timed(textbook(folder, x, options), options), **runs}
     row = beside_theirs(runs, shape[0], repeats, per=EVALUATIONS)
     return {**row, "evaluations": evaluations[-1], "host_syncs": host_syncs(ours, options.device)}
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -139,6 +140,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
     text = f"how our network is run, some of {', '.join(WORDS)}; again for another; default: as it chooses itself"
     found.add_argument("--how", type=how, action="append", help=text)
+    text = "count the processor's time, not the clock's: on one thread of a busy machine"
+    found.add_argument("--cpu_time", action="store_true", help=text)
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--output", type=Path, default=Path(sys.argv[0]).with_suffix(".json"))
     found.add_argument("--only", help=argparse.SUPPRESS)
@@ -188,6 +191,11 @@ def peak_memory(device: str = "cpu") -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def clock(options: argparse.Namespace) -> Callable[[], float]:
+    """Return what tells the time."""
+    return process_time if getattr(options, "cpu_time", False) else perf_counter
+
+
 def synchronise(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
@@ -228,7 +236,7 @@ def compare(prepare: Prepare, options: argparse.Namespace) -> None:
     facts = {
         "threads": torch.get_num_threads(),
         "precision by default": precision_of(probe),
-        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats")},
+        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats", "cpu_time")},
     }
     for name in options.network or NETWORKS:
         with TemporaryDirectory() as temporary:

@@ -39,7 +39,7 @@ def measure(varied: str, folder: Path, options: argparse.Namespace) -> dict[str,
         shape = (batch, 1, side, side)
         for library in (THEIRS, OURS):
             draw = partial(drawer(library, folder, options), shape, steps)
-            runs[f"{library} {value}"] = timed(draw, options.device)
+            runs[f"{library} {value}"] = timed(draw, options)
         units.append(value**2 if varied == "image side" else value)
     times = in_turns(runs, options.repeats, warm_up=1)
     found: dict[str, Any] = {"values": VARIED[varied], "units": units}

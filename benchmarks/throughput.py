@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import torch
-from pairing import THEIRS, as_theirs, compare, load_ours, load_theirs, parser, shape_of, synchronise
+from pairing import THEIRS, as_theirs, clock, compare, load_ours, load_theirs, parser, shape_of, synchronise
 
 import samplers
 
@@ -25,7 +24,7 @@ def prepare(side: str, name: str, folder: Path, options: argparse.Namespace) -> 
     """Return a function that draws one batch and returns seconds an image."""
     shape = (options.batch_size, *shape_of(name))
     draw = drawer(side, folder, options)
-    run = timed(lambda: draw(shape, options.steps), options.device)
+    run = timed(lambda: draw(shape, options.steps), options)
     return lambda: run() / options.batch_size
 
 
@@ -37,15 +36,16 @@ def drawer(side: str, folder: Path, options: argparse.Namespace) -> Draw:
     return (theirs if side.startswith(THEIRS) else ours)(side, folder, options)
 
 
-def timed(draw: Callable[[], object], device: str) -> Callable[[], float]:
+def timed(draw: Callable[[], object], options: argparse.Namespace) -> Callable[[], float]:
     """Return a function that runs ``draw`` and returns its seconds."""
+    now = clock(options)
 
     def run() -> float:
-        synchronise(device)
-        start = perf_counter()
+        synchronise(options.device)
+        start = now()
         draw()
-        synchronise(device)
-        return perf_counter() - start
+        synchronise(options.device)
+        return now() - start
 
     return run
 

@@ -16,12 +16,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from pairing import THEIRS, as_theirs, compare, load_ours, load_theirs, parser, shape_of, synchronise
+from pairing import THEIRS, as_theirs, clock, compare, load_ours, load_theirs, parser, shape_of, synchronise
 from torch import Tensor
 
 import sde_diffusion as sd
@@ -45,10 +44,11 @@ def prepare(
     count = options.batch_size * (options.steps + 1)
     data = torch.randint(256, (count, *(shape or shape_of(name))), dtype=torch.uint8, generator=generator)
     times: list[float] = []
+    now = clock(options)
 
     def stamp() -> None:
         synchronise(options.device)
-        times.append(perf_counter())
+        times.append(now())
 
     go = (theirs if side.startswith(THEIRS) else ours)(side, data, stamp, folder, options)
 
