@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -18,10 +20,14 @@ from torch import nn
 import sde_diffusion as sd
 from sde_diffusion.commands.main import main as sde_diffusion
 from sde_diffusion.files import provenance, write_json
-from sde_diffusion.networks.execution import execute, precision_of
+from sde_diffusion.networks import NETWORKS as OF_OURS
+from sde_diffusion.networks.execution import LAYOUTS, PRECISIONS, execute, lay_out, precision_of
 from sde_diffusion.reading import read_json
+from sde_diffusion.training.loaders.diffusers_model import network_options, picture_shape, read_model
 
-THEIRS, OURS, COMPILED = SIDES = "theirs", "ours", "ours, compiled"
+THEIRS, OURS = "theirs", "ours"
+"""The two sides; what follows after commas says how a network is run, such as "ours, bfloat16, compiled"."""
+WORDS = (*PRECISIONS[1:], *LAYOUTS, "compiled", "graphs")
 NETWORKS: dict[str, dict[str, Any]] = {
     "cifar10": {  # google/ddpm-cifar10-32, 35.7M parameters
         "sample_size": 32,
@@ -48,13 +54,25 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """Arguments of diffusers' UNet2DModel; the weights are random, which costs the same."""
 
 
-def shape_of(name: str) -> tuple[int, int, int]:
-    side = NETWORKS[name]["sample_size"]
-    return NETWORKS[name].get("in_channels", 3), side, side
+def shape_of(name: str, **changes: Any) -> tuple[int, int, int]:
+    model = {**NETWORKS[name], **changes}
+    return model.get("in_channels", 3), model["sample_size"], model["sample_size"]
+
+
+def has_diffusers() -> bool:
+    return importlib.util.find_spec("diffusers") is not None
 
 
 def save_both(name: str, folder: Path, seed: int, **changes: Any) -> None:
-    """Write a pipeline of theirs with random weights, and the same converted to a run of ours."""
+    """Write a pipeline of theirs with random weights, and the same converted to a run of ours.
+
+    Without `diffusers` only what the network is, from which :func:`load_ours` builds ours.
+    """
+    if not has_diffusers():
+        described = {"_class_name": "UNet2DModel", **NETWORKS[name], **changes}
+        (folder / "unet").mkdir(parents=True)
+        write_json(folder / "unet" / "config.json", described)
+        return
     import diffusers
 
     torch.manual_seed(seed)
@@ -76,10 +94,40 @@ def load_ours(
     folder: Path, side: str, options: argparse.Namespace, training: bool = False
 ) -> tuple[sd.Denoiser, nn.Module]:
     """Read the same weights as a denoiser of ours, run as its side and the options say, and its network."""
-    denoiser = sd.load_pretrained(folder / OURS, device=options.device)
+    if (folder / OURS).exists():
+        denoiser = sd.load_pretrained(folder / OURS, device=options.device)
+    else:
+        path = folder / "unet" / "config.json"
+        model = read_model(path)
+        built = OF_OURS.build("unet2d", shape=picture_shape(path, model, None), **network_options(path, model))
+        built = lay_out(built, "channels_last").to(options.device).requires_grad_(False).eval()
+        denoiser = sd.Denoiser(built, sd.DDPMChain.linear(), noise_label="discrete")
     network: nn.Module = denoiser.net  # type: ignore[assignment]
-    denoiser.net = execute(network, options.precision, side == COMPILED, training)
+    denoiser.net = run_as(side, network, training)
     return denoiser, network
+
+
+def run_as(side: str, network: nn.Module, training: bool) -> nn.Module:
+    """Return a network as a side says: its precision and layout, else "auto"; compiled, with graphs or without."""
+    words = side.split(", ")[1:]
+    precision, layout = (next((w for w in words if w in among), "auto") for among in (PRECISIONS, LAYOUTS))
+    if "compiled" in words:
+        network = torch.compile(network)  # type: ignore[assignment]
+    return execute(network, precision, "graphs" in words, training, layout=layout)
+
+
+def as_theirs(side: str, device: str) -> torch.autocast:
+    """Return the context that their networks are run in."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled="bfloat16" in side)
+
+
+def how(text: str) -> str:
+    """Read the value of ``--how``: ours, run so."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in words if word not in WORDS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(WORDS)}, with commas between")
+    return ", ".join([OURS, *words])
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -91,11 +139,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--steps", type=int, default=4)
     found.add_argument("--repeats", type=number_of_turns, default=5)
     found.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
-    found.add_argument("--precision", default="auto", help="of ours: auto, float32 or bfloat16")
-    found.add_argument("--compile", action="store_true", help="ours a second time, compiled")
+    text = f"how our network is run, some of {', '.join(WORDS)}; again for another; default: as it chooses itself"
+    found.add_argument("--how", type=how, action="append", help=text)
+    text = "count the processor's time, not the clock's: on one thread of a busy machine"
+    found.add_argument("--cpu_time", action="store_true", help=text)
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--output", type=Path, default=Path(sys.argv[0]).with_suffix(".json"))
-    found.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
+    found.add_argument("--only", help=argparse.SUPPRESS)
     found.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return found
 
@@ -142,6 +192,11 @@ def peak_memory(device: str = "cpu") -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def clock(options: argparse.Namespace) -> Callable[[], float]:
+    """Return what tells the time."""
+    return process_time if getattr(options, "cpu_time", False) else perf_counter
+
+
 def synchronise(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
@@ -169,21 +224,20 @@ def compare(prepare: Prepare, options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     if options.only:  # a child: tell the memory before and at the peak of two runs; loading and compiling leave no peak
         run = prepare(options.only, options.network[0], options.folder, options)
-        if options.only == COMPILED:
-            run()
+        run()
         reset_peak(options.device)
         loaded = peak_memory(options.device)
         run(), run()
         print(loaded, peak_memory(options.device))
         return
-    sides = SIDES if options.compile else SIDES[:2]
+    sides = [THEIRS, *(options.how or [OURS])]
     # Networks measured before are kept, each with what made it.
     results = read_json(options.output)["networks"] if options.output.exists() else {}
-    probe = execute(nn.Linear(1, 1, device=options.device), options.precision)
+    probe = execute(nn.Linear(1, 1, device=options.device))
     facts = {
         "threads": torch.get_num_threads(),
-        "precision of ours": precision_of(probe),
-        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats")},
+        "precision by default": precision_of(probe),
+        **{key: getattr(options, key) for key in ("seed", "batch_size", "steps", "repeats", "cpu_time")},
     }
     for name in options.network or NETWORKS:
         with TemporaryDirectory() as temporary:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from pairing import OURS, SIDES, in_turns, parser, save_both, spread
-from throughput import ours, theirs, timed
+from pairing import OURS, THEIRS, in_turns, parser, save_both, spread
+from throughput import drawer, timed
 
 from sde_diffusion.files import provenance, write_atomically, write_json
 
@@ -34,15 +35,15 @@ def measure(varied: str, folder: Path, options: argparse.Namespace) -> dict[str,
     runs, units = {}, []
     for value in VARIED[varied]:
         own = {**FIXED, varied: value}
-        batch, side, options.steps = own.values()
+        batch, side, steps = own.values()
         shape = (batch, 1, side, side)
-        for library in SIDES[:2]:
-            draw = ours(OURS, shape, folder, options) if library == OURS else theirs(shape, folder, options)
-            runs[f"{library} {value}"] = timed(draw, options.device)
+        for library in (THEIRS, OURS):
+            draw = partial(drawer(library, folder, options), shape, steps)
+            runs[f"{library} {value}"] = timed(draw, options)
         units.append(value**2 if varied == "image side" else value)
     times = in_turns(runs, options.repeats, warm_up=1)
     found: dict[str, Any] = {"values": VARIED[varied], "units": units}
-    for library in SIDES[:2]:
+    for library in (THEIRS, OURS):
         seconds = [times[f"{library} {value}"] for value in VARIED[varied]]
         medians = np.array([statistics.median(v) for v in seconds])
         slope, fixed = np.polyfit(units, medians, 1, w=1.0 / medians)
@@ -66,7 +67,7 @@ def draw_plot(path: Path, results: dict[str, Any]) -> None:
     figure, axes = pyplot.subplots(1, len(results), figsize=(4.6 * len(results), 3.8))
     for axis, (varied, found) in zip(axes, results.items(), strict=True):
         units = np.array(found["units"], dtype=float)
-        for library, colour in zip(SIDES[:2], ("tab:gray", "tab:blue"), strict=True):
+        for library, colour in zip((THEIRS, OURS), ("tab:gray", "tab:blue"), strict=True):
             seconds, line = found[library]["seconds"], found[library]
             low, middle, high = (np.array([s[key] for s in seconds]) for key in ("p5", "median", "p95"))
             axis.errorbar(

@@ -16,17 +16,17 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from pairing import THEIRS, compare, load_ours, load_theirs, parser, shape_of, synchronise
+from pairing import THEIRS, as_theirs, clock, compare, load_ours, load_theirs, parser, shape_of, synchronise
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion import config as configuration
-from sde_diffusion.data import Dataset
+from sde_diffusion.codecs.grey_levels import GreyLevels
+from sde_diffusion.data import Dataset, Examples
+from sde_diffusion.runs.batches import TrainingBatches
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.ema import EMA
@@ -36,18 +36,21 @@ LONG = 10_000
 """Steps of the schedule of the rate, whose few first ones are run."""
 
 
-def prepare(side: str, name: str, folder: Path, options: argparse.Namespace) -> Callable[[], float]:
+def prepare(
+    side: str, name: str, folder: Path, options: argparse.Namespace, shape: tuple[int, ...] | None = None
+) -> Callable[[], float]:
     """Return a function that trains for `--steps` steps and returns seconds an image."""
     generator = torch.Generator().manual_seed(options.seed)
     count = options.batch_size * (options.steps + 1)
-    data = torch.randint(256, (count, *shape_of(name)), dtype=torch.uint8, generator=generator)
+    data = torch.randint(256, (count, *(shape or shape_of(name))), dtype=torch.uint8, generator=generator)
     times: list[float] = []
+    now = clock(options)
 
     def stamp() -> None:
         synchronise(options.device)
-        times.append(perf_counter())
+        times.append(now())
 
-    go = theirs(data, stamp, folder, options) if side == THEIRS else ours(side, data, stamp, folder, options)
+    go = (theirs if side.startswith(THEIRS) else ours)(side, data, stamp, folder, options)
 
     def run() -> float:
         times.clear()
@@ -65,9 +68,9 @@ def ours(
     settings = TrainingOptions(batch_size=options.batch_size, num_steps=LONG, learning_rate=1e-4, log_every=LONG)
     state = TrainingState(network, EMA(network), make_optimizer(network, settings))
     objective = sd.DenoisingScoreMatching("discrete", "simple")
-    load = configuration.training_batch(Dataset("random", data, data, 256), settings, options.seed)
+    load = TrainingBatches(Dataset("random", data, data, 256), GreyLevels(256), settings, options.seed)
 
-    def batch(step: int, noise: sd.NoiseStream) -> Tensor:
+    def batch(step: int, noise: sd.NoiseStream) -> Examples:
         stamp()
         return load(step, noise)
 
@@ -80,7 +83,9 @@ def ours(
     return go
 
 
-def theirs(data: Tensor, stamp: Callable[[], None], folder: Path, options: argparse.Namespace) -> Callable[[], None]:
+def theirs(
+    side: str, data: Tensor, stamp: Callable[[], None], folder: Path, options: argparse.Namespace
+) -> Callable[[], None]:
     import diffusers
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
@@ -108,7 +113,8 @@ def theirs(data: Tensor, stamp: Callable[[], None], folder: Path, options: argpa
             noise = torch.randn_like(clean)
             t = torch.randint(0, scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
             noisy = scheduler.add_noise(clean, noise, t)
-            loss = F.mse_loss(model(noisy, t).sample, noise)
+            with as_theirs(side, options.device):
+                loss = F.mse_loss(model(noisy, t).sample, noise)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -19,7 +19,7 @@ from torch import Tensor
 from sde_diffusion.denoisers import AbstractDenoiser, counted, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
-from sde_diffusion.ops import clock_dtype, host_bool
+from sde_diffusion.ops import host_bool, widest_float
 from sde_diffusion.registry import Registry
 from sde_diffusion.sdes import SDE
 from sde_diffusion.types import Callback, NoiseFn
@@ -176,6 +176,8 @@ class Sampler(ABC):
         require(dtype in (torch.float32, torch.float64), "dtype", dtype, "torch.float32 or torch.float64")
         noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
         where = denoiser.device if device is None else torch.device(device)
+        ok = dtype == torch.float32 or dtype == widest_float(where)
+        require(ok, "dtype", dtype, f"torch.float32 on {where}, which has no float64")
         start = torch.empty(*shape, device=where, dtype=dtype)
         with torch.no_grad():
             x = noise(start) * denoiser.sde.prior_std
@@ -223,14 +225,17 @@ class Sampler(ABC):
         nfe = evaluations.of_a_sample(len(x))
         each = torch.full((len(x),), nfe)
         if path.needed is not None:  # of evaluations that may each have cost more than one
-            each = (path.needed + self.denoise).double().mul(nfe / (path.asked + self.denoise)).round().long()
+            needed = (path.needed + self.denoise).to(widest_float(x.device))
+            each = needed.mul(nfe / (path.asked + self.denoise)).round().long()
         return SampleResult(x, nfe, each, evaluations.calls, times)
 
 
 def report(callback: Callback | None, step: int, t: float | Tensor, x: Tensor) -> None:
     """Call a callback, if there is one, with ``t``, a number or (B,), as the times of the samples (B,)."""
     if callback is not None:
-        times = t if isinstance(t, Tensor) else torch.full(x.shape[:1], t, dtype=clock_dtype(x.device), device=x.device)
+        times = (
+            t if isinstance(t, Tensor) else torch.full(x.shape[:1], t, dtype=widest_float(x.device), device=x.device)
+        )
         callback(step, times, x)
 
 

@@ -71,9 +71,9 @@ class SciPyODE(Sampler):
                 t = flow.time(now)
                 report(callback, calls, float(t), w * flow.radius(t))
             calls += 1
-            return flow(now, w).double().cpu().numpy().reshape(-1)
+            return flow(now, w).cpu().double().numpy().reshape(-1)  # in this order: not every device has float64
 
-        y0 = (x / radius[0]).double().cpu().numpy().reshape(-1)
+        y0 = (x / radius[0]).cpu().double().numpy().reshape(-1)
         solution = solve_ivp(slope, tuple(angle.tolist()), y0, method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success or not np.isfinite(solution.y[:, -1]).all():
             reached = float(flow.time(torch.tensor(solution.t[-1])))

@@ -34,7 +34,7 @@ from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.noise import NoiseStream
-from sde_diffusion.ops import Number, log, per_example
+from sde_diffusion.ops import Number, log, per_example, widest_float
 from sde_diffusion.reverse import posterior_coefficients, require_variance, reverse_variance
 from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import require_falling
@@ -48,7 +48,7 @@ class VariationalBound:
         prior: L_T, (B,).
         terms: contributions of the times between, (M, B); their sum over M is the diffusion part.
         reconstruction: L_0, (B,).
-        times: the time of each term, float64, (M, B).
+        times: the time of each term, float64 (float32 where the device has none), (M, B).
         std_error: standard error of the diffusion part from the random times, (B,); NaN where every term is evaluated.
     """
 
@@ -90,7 +90,7 @@ def level_log_prob(x: Tensor, mean: Tensor, std: Number, cell: float) -> Tensor:
     References:
         Ho et al. 2020, arXiv:2006.11239, Eq. 13.
     """
-    gap = (x - mean).double() if x.device.type != "mps" else x - mean
+    gap = (x - mean).to(widest_float(x.device))
     half = 0.5 * cell
     low = torch.where(x < -1.0 + half, -torch.inf, (gap - half) / std)
     high = torch.where(x > 1.0 - half, torch.inf, (gap + half) / std)
@@ -196,8 +196,8 @@ def continuous_bound(
     require(draws % 2 == 0, "draws", draws, "an even number")
     require_float("t_min", t_min, 0.0, sde.T, open_low=True)
     _check_cell(cell)
-    ends = torch.tensor([t_min, sde.T], dtype=torch.float64, device=x0.device)
-    high, low = sde.log_snr(ends).unbind()
+    # Floats, computed on the CPU: there is float64 there, whatever the device has.
+    high, low = sde.log_snr(torch.tensor([t_min, sde.T], dtype=torch.float64)).tolist()
     terms, times = [], []
     for i in range(draws):
         u = noise.uniform(1, x0.device)[:, 0]
@@ -206,7 +206,7 @@ def continuous_bound(
         level = sde.at(t)
         here = level.like(x0)
         error = per_example(eps - denoiser(here.alpha * x0 + here.sigma * eps, level).eps).square().sum(dim=1)
-        terms.append(0.5 * (high - low).to(error) / draws * error)
+        terms.append(0.5 * (high - low) / draws * error)
         times.append(t)
         if on_step is not None:
             on_step(i + 1)

@@ -26,7 +26,7 @@ from torch import Tensor
 from sde_diffusion.errors import require_float, require_int
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.noise import NoiseStream, Words, generators, sample_keys, splitmix64, stream
-from sde_diffusion.ops import Number, clock_dtype, like, sqrt
+from sde_diffusion.ops import Number, like, sqrt, widest_float
 
 _AT_A_TIME = 1 << 18  # normals
 _STREAM = 0x42726F776E  # what parts the numbers of paths from those of noise streams under the same seed
@@ -79,7 +79,7 @@ class BrownianPath:
 
     def at(self, t: Number, x: Tensor) -> Tensor:
         """Return W(t) in the shape, dtype and device of ``x`` (B, *), for a time or one of each sample, (B,)."""
-        u = (torch.as_tensor(t, dtype=clock_dtype(x.device)) / self._T).to(x.device).expand(len(x))
+        u = (torch.as_tensor(t, dtype=widest_float(x.device)) / self._T).to(x.device).expand(len(x))
         numbers, heights = self._tents(u)
         size = math.prod(x.shape[1:])
         rows = max(1, _AT_A_TIME // (size * len(x)))

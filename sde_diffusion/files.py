@@ -178,7 +178,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """Return what the processor calls itself, "AMD EPYC 9R14 Processor"."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -197,7 +198,7 @@ def provenance(device: torch.device | str = "cpu", **facts: Any) -> dict[str, An
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **facts,
     }

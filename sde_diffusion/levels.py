@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion.ops import Number, clock_dtype, divide, expm1, like, sqrt
+from sde_diffusion.ops import Number, divide, expm1, like, sqrt, widest_float
 
 if TYPE_CHECKING:
     from sde_diffusion.sdes import SDE
@@ -127,7 +127,7 @@ def at(sde: SDE, t: Number) -> NoiseLevel:
     """
     if not isinstance(t, Tensor) or (t.ndim == 0 and t.device.type == "cpu" and not t.requires_grad):
         return on_grid(sde, torch.as_tensor(t, dtype=torch.float64).reshape(1))[0]
-    t = t.to(clock_dtype(t.device))
+    t = t.to(widest_float(t.device))
     alpha, sigma, log_snr = _numbers(sde, t)
     return NoiseLevel(t, alpha, sigma, log_snr, cache(lambda: Rates(*sde.coefficients(t))))
 

@@ -33,7 +33,7 @@ from sde_diffusion.denoisers import AbstractDenoiser, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
-from sde_diffusion.ops import per_example
+from sde_diffusion.ops import per_example, widest_float
 from sde_diffusion.reverse import AngularFlow
 from sde_diffusion.sdes import SDE
 
@@ -79,7 +79,7 @@ class LikelihoodResult:
     """Log-likelihoods of samples.
 
     Attributes:
-        log_prob: log p in nats, float64, (B,); NaN for a sample whose solve failed.
+        log_prob: log p in nats, float64 (float32 where the device has none), (B,); NaN for a sample whose solve failed.
         std_error: standard error of each from its probes, (B,); 0 if exact, NaN with a single probe.
         latent: x_T, shape (B, *); the ``probability_flow`` sampler without denoising takes it back to x.
         nfe: evaluations that each sample needed, int64, (B,); each is one forward pass and one backward pass a probe.
@@ -161,7 +161,7 @@ def _solve(
     times: Tensor,
     tolerance: dict[str, Any],
 ) -> _Solved:
-    """Return the solution, log p of each probe (k or 1, B) in float64 and x_T."""
+    """Return the solution, log p of each probe (k or 1, B), float64 if the device has it, and x_T."""
     shape, size = x.shape, per_example(x).shape[1]
     columns = 1 if exact else sum(len(e) for e in directions)
     # The state is w beside ∫ div dφ/√D, in whose norm an error of one nat weighs as much as 1/D in each component.
@@ -181,7 +181,7 @@ def _solve(
     start = torch.cat([per_example(x / radius[0]), x.new_zeros(len(x), columns)], dim=1)
     solution = solve_ode(slope, start, angle[0], angle[1], **tolerance)
     latent = solution.y[:, :size].reshape(shape) * radius[1]
-    wide = latent.double() if latent.device.type != "mps" else latent
+    wide = latent.to(widest_float(latent.device))
     volume = size * (radius[1] / radius[0]).log()
     return solution, flow.denoiser.sde.prior_logp(wide) + volume + solution.y[:, size:].T.to(wide) * unit, latent
 
@@ -386,7 +386,7 @@ def choose_tolerance(denoiser: AbstractDenoiser, x: Tensor, num_samples: int, **
     @cache
     def at(rung: int) -> Tensor:
         value = TOLERANCES[rung]
-        return log_likelihood(denoiser, x, **{**options, "rtol": value, "atol": value, "check": 0}).log_prob
+        return log_likelihood(denoiser, x, **{**options, "rtol": value, "atol": value, "check": 0}).log_prob.cpu()
 
     for i, tolerance in enumerate(TOLERANCES[:-2]):
         spread = at(i + 2)[torch.isfinite(at(i + 2))]
@@ -401,7 +401,8 @@ def choose_tolerance(denoiser: AbstractDenoiser, x: Tensor, num_samples: int, **
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Return the mean of finite independent values (N,) and its standard error; NaN where there are too few."""
-    values = values[torch.isfinite(values)].double()
+    values = values.cpu().double()  # in this order: not every device has float64
+    values = values[torch.isfinite(values)]
     if len(values) == 0:
         return math.nan, math.nan
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require
 from sde_diffusion.levels import NoiseLevel
+from sde_diffusion.ops import widest_float
 
 _AHEAD = 1 << 18
 _GAMMA = 0x9E3779B97F4A7C15
@@ -195,8 +196,13 @@ class NoiseStream:
         return torch.mul(self._ready[draw], math.sqrt(2.0)).to(x.dtype)  # in memory of its own
 
     def uniform(self, size: int, device: torch.device | str = "cpu") -> Tensor:
-        """Return the next draw as float64 uniforms in (0, 1), shape (B, size): 53 random bits each."""
+        """Return the next draw as uniforms in (0, 1), (B, size): float64 of 53 random bits each, or float32 of 23.
+
+        Which of the two is the device's (:func:`~sde_diffusion.ops.widest_float`).
+        """
         words, made = self._next(2 * size, 1, torch.device(device))
-        bits = words(made)[0].view(torch.int64) >> 11
+        dtype = widest_float(made.device)
+        digits = 53 if dtype == torch.float64 else 23  # a float32 holds as many and the half: none is rounded to 1
+        bits = words(made)[0].view(torch.int64) >> (64 - digits)
         self._draw += 1
-        return bits.bitwise_and_((1 << 53) - 1).to(torch.float64).add_(0.5).mul_(2.0**-53)
+        return bits.bitwise_and_((1 << digits) - 1).to(dtype).add_(0.5).mul_(2.0**-digits)

@@ -99,7 +99,7 @@ class _Solver:
 
     def __init__(self, f: Slope, y: Tensor, t0: Tensor, t1: Tensor, rtol: float, atol: float, method: str) -> None:
         self.f, self.y, self.rtol, self.atol = f, y, rtol, atol
-        self.pair, self.clock = _Pair(method), ops.clock_dtype(y.device)
+        self.pair, self.clock = _Pair(method), ops.widest_float(y.device)
         self.direction = (t1 - t0).sign()
         self.t = torch.ones(y.shape[0], dtype=self.clock, device=y.device) * t0
         self.end = torch.ones_like(self.t) * t1

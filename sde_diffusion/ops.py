@@ -134,6 +134,10 @@ def host_bool(flag: Tensor) -> bool:
     return bool(flag.item())
 
 
-def clock_dtype(device: torch.device) -> torch.dtype:
-    """Dtype of per-sample times on ``device``: float64, or float32 where the hardware has no float64 (MPS)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices whose hardware has no float64."""
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the dtype of times and sums on a device: float64, or float32 where the hardware has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,18 +150,68 @@ def test_auto_takes_bfloat16_where_it_pays() -> None:
     assert execute(network, "float32") is network
 
 
+AMX, DOT_PRODUCTS = "amx_tile", "avx512_bf16"
+
+
+@pytest.fixture
+def cpu_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that makes this CPU one with some instructions, by a maker."""
+
+    def become(*instructions: str, name: str = "AMD EPYC 9R14 Processor") -> None:
+        for one in (AMX, DOT_PRODUCTS):
+            monkeypatch.setattr(torch.cpu, f"_is_{one}_supported", lambda one=one: one in instructions)
+        monkeypatch.setattr("sde_diffusion.networks.execution.processor", lambda: name)
+
+    return become
+
+
+@pytest.mark.parametrize(
+    ("instructions", "name", "pays"),
+    [
+        ((), "AMD EPYC 7763 64-Core Processor", False),
+        ((DOT_PRODUCTS,), "AMD EPYC 9R14 Processor", True),
+        ((DOT_PRODUCTS,), "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", True),
+        ((DOT_PRODUCTS,), "Intel(R) Xeon(R) Processor", False),
+        ((DOT_PRODUCTS, AMX), "Intel(R) Xeon(R) Platinum 8488C", True),
+        ((AMX,), "Intel(R) Xeon(R) Platinum 8488C", True),
+    ],
+)
+def test_bfloat16_pays_by_what_the_processor_has(
+    instructions: tuple[str, ...], name: str, pays: bool, cpu_with: Callable[..., None]
+) -> None:
+    cpu_with(*instructions, name=name)
+    assert bfloat16_pays(torch.device("cpu")) is pays
+    network = NETWORKS.build("mlp", **SMALL["mlp"])
+    assert precision_of(execute(network)) == ("bfloat16" if pays else "float32")
+
+
+@pytest.mark.parametrize("instructions", [(), (DOT_PRODUCTS,), (AMX, DOT_PRODUCTS)])
+def test_training_on_a_cpu_is_plain_unless_amx_multiplies(
+    instructions: tuple[str, ...], cpu_with: Callable[..., None]
+) -> None:
+    cpu_with(*instructions)
+    network = configuration.build_network(configuration.default_config(), (1, 8, 8))
+    execute(network, training=True)
+    kernels = [p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert all(p.is_contiguous() == (AMX not in instructions) for p in kernels)
+
+
 @pytest.mark.parametrize(
     ("options", "plain"),
     [
         ({"precision": "float32"}, False),
+        ({"precision": "bfloat16"}, False),
         ({"precision": "float32", "training": True}, True),
         ({"precision": "float32", "training": True, "layout": "channels_last"}, False),
-        ({"precision": "bfloat16", "training": True}, False),
+        ({"precision": "bfloat16", "training": True}, True),
         ({"precision": "float32", "layout": "contiguous"}, True),
     ],
 )
-def test_the_layout_is_the_one_that_pays_or_is_asked_for(options: dict[str, Any], plain: bool) -> None:
-    """On a CPU in float32 gradients are faster in the plain layout, all else channels last; numbers do not change."""
+def test_the_layout_is_the_one_that_pays_or_is_asked_for(
+    options: dict[str, Any], plain: bool, cpu_with: Callable[..., None]
+) -> None:
+    """On a CPU gradients are faster in the plain layout, all else channels last; numbers do not change."""
+    cpu_with(DOT_PRODUCTS)
     network = configuration.build_network(configuration.default_config(), (1, 8, 8))
     exact = network(inputs("unet"), LABELS["999 t"])
     execute(network, **options)

@@ -8,7 +8,7 @@ a scheme may compute on its clock, its grid and its coefficients and look at the
   device has finished. So does ``x.cpu()``.
 - The deliberate reads of the library all go through ``ops.host_bool``; the tests replace that one function.
 
-With a GPU present the samplers also run on it.
+On a real card ``tests/test_cuda.py`` holds the same, and the numbers.
 """
 
 from __future__ import annotations
@@ -251,13 +251,3 @@ def test_the_deliberate_reads_are_caught_unless_replaced(name: str) -> None:
     """Nothing but the replaced function reads: without the replacement the same run fails."""
     with pytest.raises(DataDependentOutputException):
         samplers.build(name).draw(sd.Denoiser(network(), sd.VPSDE()), SHAPE)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", samplers.names())
-@pytest.mark.parametrize("sde_name", SDES.names())
-def test_every_sampler_on_a_real_device(sde_name: str, name: str) -> None:
-    sampler = on_device(name)
-    result = sampler.draw(sd.Denoiser(network(), SDES.build(sde_name)), SHAPE)
-    assert result.x.device.type == "cuda"
-    assert torch.isfinite(result.x).all()

@@ -286,14 +286,14 @@ class Scorer:
             }
         of_density = (weight if cell is None else torch.zeros_like(weight)).numpy()  # of a level it is a probability
         for name, bound in both.items():
-            state[NAMES[name]][first:last] = of_density - bound.total.double().cpu().numpy()
+            state[NAMES[name]][first:last] = of_density - bound.total.cpu().double().numpy()
             parts = [bound.prior, bound.terms.sum(dim=0), bound.reconstruction]
-            state[f"{name}_parts"] += np.array([float(part.double().sum()) for part in parts])
-            terms = bound.terms.double().cpu()
+            state[f"{name}_parts"] += np.array([float(part.cpu().double().sum()) for part in parts])
+            terms = bound.terms.cpu().double()
             if name == "continuous":  # the draws of one cell together
                 terms = terms.reshape(len(terms) // 2, 2, -1).sum(dim=1)
             state[f"{name}_curve"] += torch.stack([terms.sum(dim=1), terms.square().sum(dim=1)]).numpy()
-        state[NAMES["continuous_std_error"]][first:last] = both["continuous"].std_error.double().cpu().numpy()
+        state[NAMES["continuous_std_error"]][first:last] = both["continuous"].std_error.cpu().double().numpy()
 
     def _require_whole(self, state: dict[str, np.ndarray], path: Path) -> None:
         """Refuse numbers that were read unless they have the names, shapes and kinds of those to be continued."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sde_diffusion.errors import require
+from sde_diffusion.files import processor
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 LAYOUTS = {
@@ -27,11 +28,18 @@ CONDITIONING = ("conditions", "num_classes", "null_class")
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Return whether a device multiplies in bfloat16 faster than in float32: CUDA from Ampere on, CPUs with AMX."""
+    """Return whether a device multiplies in bfloat16 faster than in float32.
+
+    CUDA from Ampere on, CPUs with AMX, and with AVX512-BF16 those of AMD. Intel's that have it leave bfloat16 to AMX:
+    where that is switched off, as in many a virtual machine, they take twice as long as in float32 (see the findings).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without AMX, AVX512's dot products gain little, and emulation costs much (see the findings).
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return device.type == "cpu" and (_cpu_has("amx_tile") or (_cpu_has("avx512_bf16") and "AMD" in processor()))
+
+
+def _cpu_has(instructions: str) -> bool:
+    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", bool)())
 
 
 class Executed(nn.Module):
@@ -98,8 +106,8 @@ def execute(
         compiled: run it through ``torch.compile``; the first batch of a shape then takes minutes on a CPU.
         training: whether it is to be trained.
         layout: of its weights, which its activations follow: "channels_last", "contiguous", or "auto": as it is (the
-            configuration builds channels last), but plain for training in float32 on a CPU, whose gradients are 1.02 to
-            1.2 times as fast so (see the findings).
+            configuration builds channels last), but plain for training on a CPU, whose gradients are 1.02 to 1.2 times
+            as fast so (see the findings); by AMX in bfloat16, of which nothing was measured, it stays as it is.
         fused_attention: let PyTorch choose a fused kernel where it has one; else matrix products and a softmax: slower,
             and deterministic on CUDA, where gradients of the fused ones need not be.
 
@@ -112,7 +120,8 @@ def execute(
     require(isinstance(fused_attention, bool), "fused_attention", fused_attention, "True or False")
     if precision == "auto":
         precision = "bfloat16" if bfloat16_pays(_device(network)) else "float32"
-    if layout == "auto" and training and precision == "float32" and _device(network).type == "cpu":
+    by_amx = precision == "bfloat16" and _cpu_has("amx_tile")
+    if layout == "auto" and training and _device(network).type == "cpu" and not by_amx:
         layout = "contiguous"
     if layout != "auto":
         lay_out(network, layout)

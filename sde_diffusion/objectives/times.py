@@ -38,7 +38,7 @@ class TimeDistribution(ABC):
 
     @abstractmethod
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return times and factors, both (B,) float64, for uniform numbers ``u`` (B,) in (0, 1)."""
+        """Return times and factors, both (B,), for uniform numbers ``u`` (B,) in (0, 1), in their dtype."""
 
 
 @TIMES.register("uniform")
@@ -89,8 +89,7 @@ class Importance(TimeDistribution):
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         u = (torch.arange(len(u), device=u.device) + u) / len(u)
-        ends = torch.tensor([self.t_min, sde.T], dtype=torch.float64, device=u.device)
-        high, low = sde.log_snr(ends).unbind()
+        high, low = _log_snr(sde, self.t_min, sde.T).tolist()
         t = sde.time_of_log_snr(high + u * (low - high))
         density = (sde.coefficients(t)[1] / sde.sigma(t)) ** 2 / (high - low)
         return t, 1.0 / (density * (sde.T - self.t_min))
@@ -120,8 +119,13 @@ class LogNormal(TimeDistribution):
         require_float("std", self.std, 0.0, open_low=True)
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        ends = torch.tensor([self.t_min, sde.T], dtype=torch.float64, device=u.device)
-        low, high = torch.special.ndtr((-0.5 * sde.log_snr(ends) - self.mean) / self.std).unbind()
+        ends = _log_snr(sde, self.t_min, sde.T)
+        low, high = torch.special.ndtr((-0.5 * ends - self.mean) / self.std).tolist()
         u = low + (high - low) * (torch.arange(len(u), device=u.device) + u) / len(u)
         t = sde.time_of_log_snr(-2.0 * (self.mean + self.std * torch.special.ndtri(u)))
         return t.clamp(self.t_min, sde.T), torch.ones_like(u)
+
+
+def _log_snr(sde: SDE, *times: float) -> Tensor:
+    """Return log SNR of a few times, on the CPU, where there is float64 whatever the device has."""
+    return sde.log_snr(torch.tensor(times, dtype=torch.float64))
