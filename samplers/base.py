@@ -21,7 +21,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import clock_dtype, host_bool
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import Callback, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")

@@ -25,7 +25,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.ops import Number, per_example, per_sample
 from sde_diffusion.predictions import Prediction
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 
 class Law(nn.Module, ABC):

@@ -36,7 +36,7 @@ from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import Number, log, per_example
 from sde_diffusion.reverse import posterior_coefficients, require_variance, reverse_variance
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.timesteps import require_falling
 
 

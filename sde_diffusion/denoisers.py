@@ -25,7 +25,7 @@ from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.ops import Number, combine, per_sample, sqrt
 from sde_diffusion.predictions import VIEWS, Prediction, fold
 from sde_diffusion.registry import hint
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 PREDICTIONS = (*VIEWS, "edm")
 

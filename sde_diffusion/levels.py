@@ -19,7 +19,7 @@ from torch import Tensor
 from sde_diffusion.ops import Number, clock_dtype, divide, expm1, like, sqrt
 
 if TYPE_CHECKING:
-    from sde_diffusion.sdes import SDE
+    from sde_diffusion.sde import SDE
 
 
 class Rates(NamedTuple):

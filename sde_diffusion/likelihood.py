@@ -35,7 +35,7 @@ from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example
 from sde_diffusion.reverse import AngularFlow
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBE_LAWS = ("rademacher", "gaussian")

@@ -21,7 +21,7 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.levels import NoiseLevel, transition
 from sde_diffusion.ops import Number, expand, like
 from sde_diffusion.predictions import Prediction
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 PREDICTED = "predicted"
 """The reverse variance that the prediction tells."""

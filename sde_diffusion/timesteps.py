@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 GRIDS: Registry[Tensor] = Registry("grid")
 

@@ -27,7 +27,7 @@ from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import read_npz, write_atomically
 from sde_diffusion.noise import NoiseStream, stream
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.timesteps import GRIDS
 
 PILOT = 16

@@ -28,7 +28,7 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.likelihood import log_likelihood
 from sde_diffusion.noise import NoiseStream, generator, stream
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import NoiseFn
 
 LimitVariance = Callable[[SDE, float, float], float]
