@@ -110,6 +110,10 @@ class PredictorCorrector(GridSampler[object]):
         return (self._moves.nfe_per_step or 0) + corrected
 
     @property
+    def from_pure_noise(self) -> bool:
+        return self._moves.from_pure_noise
+
+    @property
     def start_nfe(self) -> int:
         return self._moves.start_nfe
 

@@ -36,7 +36,9 @@ class SDE(ABC):
     """A linear forward SDE on times (0, T], described by α(t) and σ(t).
 
     Times are tensors of shape () or (B,) (any shape where no state is involved) and results have their shape and
-    dtype; float64 is the dtype to prefer. ``t_min`` is the smallest time at which sampling should stop.
+    dtype; float64 is the dtype to prefer. ``t_min`` is the smallest time at which sampling should stop. Where α reaches
+    0 at T, f, g and 1/α are infinite there: ``t_max`` is then a time before T up to which formulas may use them, and
+    :meth:`slopes` are written in closed form.
     """
 
     T: float = 1.0
@@ -46,7 +48,7 @@ class SDE(ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale α(t) > 0, decreasing or constant."""
+        """Signal scale α(t) > 0, decreasing or constant; it may be 0 at T."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
@@ -55,6 +57,16 @@ class SDE(ABC):
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return f(t) and g(t) of dx = f x dt + g dw."""
+
+    @property
+    def t_max(self) -> float:
+        """The last time at which f, g and 1/α are used; T unless α is 0 there."""
+        return self.T
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α′ = f α and σ′ = f σ + g²/(2σ), from the left where they jump."""
+        (f, g), sigma = self.coefficients(t), self.sigma(t)
+        return f * self.alpha(t), f * sigma + g**2 / (2.0 * sigma)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Log signal-to-noise ratio λ(t) = log(α²/σ²), strictly decreasing."""

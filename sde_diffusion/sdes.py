@@ -13,7 +13,7 @@ from sde_diffusion.chain import DDPMChain
 from sde_diffusion.errors import require_float
 from sde_diffusion.sde import SDE, SDES
 
-__all__ = ["SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "DDPMChain", "SubVPSDE"]
+__all__ = ["SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "DDPMChain", "FlowSDE", "SubVPSDE"]
 
 
 class _LinearRate(SDE):
@@ -189,3 +189,38 @@ class CosineVPSDE(SDE):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         half_beta = self._theta(t).tan() * (0.5 * math.pi / (1.0 + self.offset))
         return -half_beta, (2.0 * half_beta).sqrt()
+
+
+@SDES.register("flow")
+@dataclass(frozen=True)
+class FlowSDE(SDE):
+    """Rectified flow: straight lines from data at t = 0 to noise at T = 1, where nothing of the data is left.
+
+    α = 1 − t,  σ = t,  hence  f = −1/(1 − t),  g² = 2t/(1 − t),  velocity ε − x₀.
+
+    The prior N(0, I) is exact at T, where f and g are infinite: what needs them, or 1/α, starts at ``t_max`` = 0.999.
+    (The papers' clocks run the other way.)
+
+    References:
+        X. Liu, C. Gong, Q. Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow",
+        2023, arXiv:2209.03003, Eq. 1. Y. Lipman, R. Chen, H. Ben-Hamu, M. Nickel, M. Le, "Flow Matching for Generative
+        Modeling", 2023, arXiv:2210.02747, Section 4.1, Example II with σ_min = 0. M. Albergo, E. Vanden-Eijnden,
+        "Building Normalizing Flows with Stochastic Interpolants", 2023, arXiv:2209.15571.
+    """
+
+    t_max = 0.999
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr).sigmoid()
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -1.0 / (1.0 - t), (2.0 * t / (1.0 - t)).sqrt()

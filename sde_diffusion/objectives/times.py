@@ -85,15 +85,16 @@ class Importance(TimeDistribution):
 
     For every linear SDE d log SNR/dt = −g²/σ², so these are times uniform in the log signal-to-noise ratio, and with
     the likelihood weighting each contributes the same factor (Song, Durkan et al., Section 5.1; Kingma et al. 2021).
+    Where α is 0 at T, and log SNR −∞, they end at the SDE's ``t_max``.
     """
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         u = (torch.arange(len(u), device=u.device) + u) / len(u)
-        ends = torch.tensor([self.t_min, sde.T], dtype=torch.float64, device=u.device)
+        ends = torch.tensor([self.t_min, sde.t_max], dtype=torch.float64, device=u.device)
         high, low = sde.log_snr(ends).unbind()
         t = sde.time_of_log_snr(high + u * (low - high))
         density = (sde.coefficients(t)[1] / sde.sigma(t)) ** 2 / (high - low)
-        return t, 1.0 / (density * (sde.T - self.t_min))
+        return t, 1.0 / (density * (sde.t_max - self.t_min))
 
 
 @TIMES.register("log_normal")
