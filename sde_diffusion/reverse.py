@@ -158,9 +158,9 @@ class TorchSDEReverse:
     """The reverse SDE as torchsde wants it: flat states (B, D), a clock that runs forward.
 
     The clock u counts steps, t = t_max − u h with h = (t_max − t_min)/num_steps, so that torchsde takes steps of
-    exactly 1 (steps that are not dyadic make its Brownian paths cost up to 100 times more). Noise is additive and the same for
-    all components, so the diffusion is a product and never a D × D matrix. torchsde asks for the drift at one point
-    several times (its shape check, its stages): the last few are kept, so that each costs one network evaluation.
+    exactly 1 (steps that are not dyadic make its Brownian paths cost up to 100 times more). Noise is additive and the
+    same for all components, so the diffusion is a product and never a D × D matrix. torchsde asks for the drift at one
+    point several times (its shape check, its stages): the last few are kept, so that each costs one evaluation.
 
     Args:
         denoiser: the model.
