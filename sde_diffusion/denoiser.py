@@ -269,7 +269,7 @@ class Under(Wrapper):
         return torch.where(known == own, t, self.sde.time_of_log_snr(self.denoiser.sde.log_snr(known)))
 
     def under(self, sde: SDE) -> AbstractDenoiser:
-        return self.denoiser.under(sde)
+        return self if sde == self.sde else self.denoiser.under(sde)
 
     def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
         level = self.level(t)

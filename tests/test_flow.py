@@ -58,7 +58,7 @@ def test_the_lines_are_straight() -> None:
 
 
 def test_a_velocity_tells_x0_and_eps_at_every_time(sde: SDE) -> None:
-    """The determinant of (x, velocity) in (x₀, ε), α σ′ − α′ σ, is positive from the first time to T, knots included."""
+    """The determinant of (x, velocity) in (x₀, ε), α σ′ − α′ σ, is positive at every knot, and at T."""
     count = getattr(sde, "num_train_steps", 1000)
     for t in (torch.arange(1, count + 1, dtype=torch.float64) / count * sde.T, time(sde.T)):
         level = sde.at(t)
@@ -110,7 +110,9 @@ def test_networks_of_every_prediction_draw_what_the_law_draws(prediction: str) -
 def test_a_network_of_few_times_starts_at_one_of_them() -> None:
     """Of the times 1/50 … 1 an ε-network has its last below 0.999 at 0.98; one of x₀ has it at 1."""
     for prediction, start in (("eps", 0.98), ("x0", 1.0)):
-        denoiser = sd.Denoiser(lambda x, label: 0.1 * x, FLOW, prediction, NOISE_LABELS.build("discrete", num_train_steps=50))
+        denoiser = sd.Denoiser(
+            lambda x, label: 0.1 * x, FLOW, prediction, NOISE_LABELS.build("discrete", num_train_steps=50)
+        )
         assert denoiser.start_time() == pytest.approx(start, abs=1e-12)
         assert denoiser.start_time(from_pure_noise=False) == pytest.approx(0.98, abs=1e-12)
         times = samplers.build("ddim", num_steps=10).times(denoiser)  # type: ignore[attr-defined]
@@ -177,7 +179,7 @@ def test_losses_of_every_time_distribution_are_finite(name: str) -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_likelihood_counts_where_it_ends_in_the_prior_term(prediction: str) -> None:
-    """log p_{t_min} is that of the law but for log p − log prior at the end: at T nothing, at 0.999 what the budget says."""
+    """log p_{t_min} is the law's but for log p − log prior at the end: at T nothing, at 0.999 what the budget says."""
     law = sd.Gaussian([0.3, -0.5], [[0.3, 0.1], [0.1, 0.2]])
     x = law.sample(200, torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"divergence": "exact", "rtol": 1e-7, "atol": 1e-7, "t_min": 1e-3, "check": 0}
@@ -198,7 +200,7 @@ def test_likelihood_counts_where_it_ends_in_the_prior_term(prediction: str) -> N
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_bounds_of_a_gaussian(prediction: str) -> None:
-    """Both bounds hold the entropy of N(m, V) + their gap; every term is finite and the prior's is that of the start."""
+    """Both are bounds, every term is finite, the prior's is that of the start, and the sum is as derived."""
     law, n = sd.Gaussian([0.4], [[0.25]]), 4000
     x0 = law.sample(n, torch.Generator().manual_seed(0))
     denoiser = as_network(law, FLOW, prediction)
