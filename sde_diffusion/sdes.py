@@ -214,7 +214,7 @@ class FlowSDE(SDE):
         return 1.0 - t
 
     def sigma(self, t: Tensor) -> Tensor:
-        return t.clone()
+        return t
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(t), torch.ones_like(t)
