@@ -32,6 +32,7 @@ class Ancestral(GridSampler[None]):
     """
 
     order = 1
+    from_pure_noise = True
     stochastic = True
     nfe_per_step = 1
     reference = "Ho et al. 2020, arXiv:2006.11239, Eq. 7"

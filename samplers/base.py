@@ -21,7 +21,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import host_bool, widest_float
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import Callback, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
@@ -49,7 +49,7 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class Path:
-    """What an integration from T to the stop time gives back.
+    """What an integration from the start to the stop time gives back.
 
     Attributes:
         x: the state at the last time, (B, *).
@@ -77,6 +77,7 @@ class Sampler(ABC):
 
     What a sampler declares about itself may depend on its options, and is checked by measurement, over the registry:
         parts: options that are parts with options of their own, and the registries that they are chosen from.
+        from_pure_noise: whether it can start where α is 0.
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
         start_nfe: evaluations before the first step.
         reference: author, year, arXiv id, equation.
@@ -111,6 +112,11 @@ class Sampler(ABC):
         """Evaluations of the denoiser a step; None for a scheme that chooses its own steps."""
 
     @property
+    def from_pure_noise(self) -> bool:
+        """Whether its formulas hold where α is 0; one on f, g or 1/α starts at the SDE's ``t_max``."""
+        return False
+
+    @property
     def start_nfe(self) -> int:
         """Evaluations of the denoiser before the first step."""
         return 0
@@ -123,7 +129,7 @@ class Sampler(ABC):
     def integrate(
         self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
     ) -> Path:
-        """Take the state ``x`` (B, *) from time T to the stop time: what a sampler is.
+        """Take the state ``x`` (B, *) from the start time, T or close to it, to the stop time: what a sampler is.
 
         Args:
             denoiser: its conditions filled in: call it as ``denoiser(x, t)``.
@@ -135,10 +141,14 @@ class Sampler(ABC):
         """Return the options as plain values, from which the registry builds the same sampler."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def start_time(self, denoiser: AbstractDenoiser) -> float:
+        """Return the time at which the scheme starts: T, or where it or the prediction needs α > 0, before it."""
+        return denoiser.start_time(self.from_pure_noise)
+
     def stop_time(self, sde: SDE) -> float:
         """Return the time at which the scheme stops on ``sde``."""
         t_min = self.t_min or sde.t_min
-        require(t_min < sde.T, "t_min", t_min, f"a time below T={sde.T:g}")
+        require(t_min < sde.t_max, "t_min", t_min, f"a time below {sde.t_max:g}, where draws start")
         return t_min
 
     def draw(
@@ -192,7 +202,7 @@ class Sampler(ABC):
         callback: Callback | None = None,
         **conditions: Any,
     ) -> SampleResult:
-        """Integrate from the state ``x`` (B, *) at time T with the given noise.
+        """Integrate from the state ``x`` (B, *) at the start time with the given noise.
 
         Args:
             noise: ``noise(x, t, s)`` returns standard normal noise for the step from level ``t`` to ``s``.

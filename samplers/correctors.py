@@ -13,7 +13,7 @@ from sde_diffusion.errors import require, require_float
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.ops import Number, add_scaled_, per_example, sqrt
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import NoiseFn
 
 CORRECTORS: Registry[Corrector] = Registry("corrector")

@@ -30,6 +30,7 @@ class DDIM(GridSampler[None]):
     """
 
     order = 1
+    from_pure_noise = True
     nfe_per_step = 1
     reference = "Song, Meng & Ermon 2021, arXiv:2010.02502, Eq. 12"
 

@@ -40,15 +40,16 @@ class GridSampler(Sampler, Generic[State]):
         GRIDS[self.grid]
 
     def times(self, denoiser: AbstractDenoiser) -> Tensor:
-        """Return the grid as float64 times on the CPU, from T to the stop time, without the denoising step's 0.
+        """Return the grid as float64 times on the CPU, from start to stop time, without the denoising step's 0.
 
-        Times are rounded to those that the network was trained on; neighbours that become equal are merged.
+        Times are rounded to those that the network was trained on, those before the start are the start; neighbours
+        that become equal are merged.
         """
-        sde = denoiser.sde
+        sde, start = denoiser.sde, self.start_time(denoiser)
         num_points = self.num_steps if self.denoise else self.num_steps + 1
-        rounded = denoiser.round_t(GRIDS[self.grid](sde, num_points, self.stop_time(sde)))
+        rounded = denoiser.round_t(GRIDS[self.grid](sde, num_points, self.stop_time(sde))).clamp_max(start)
         times = torch.unique_consecutive(rounded) if num_points > 1 else rounded
-        require_falling(times, sde.T)
+        require_falling(times, start)
         return times
 
     def init(self, denoiser: AbstractDenoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> State:
@@ -106,12 +107,13 @@ class GridSampler(Sampler, Generic[State]):
 
         Args:
             noise: ``noise(x, t, s)`` returns standard normal noise for the step from level ``t`` to ``s``.
-            times: falling float64 CPU times in (0, T] instead of the sampler's own grid; ``x`` is at the first.
+            times: falling float64 CPU times, none before the start, instead of the sampler's own grid; ``x`` is at the
+                first.
             callback, conditions: as of :meth:`draw`.
 
         Raises:
             InputError: on bad ``times``, or if the state becomes non-finite (names the step and the time).
         """
         if times is not None:
-            require_falling(times, denoiser.sde.T)
+            require_falling(times, self.start_time(denoiser))
         return self._finish(partial(self.integrate, times=times), denoiser, x, noise, callback, conditions)

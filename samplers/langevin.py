@@ -13,7 +13,7 @@ from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require_int
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import NoiseFn
 
 

@@ -14,7 +14,7 @@ from samplers.grid import GridSampler
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError, require_float, require_int
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import NoiseFn
 
 
@@ -108,6 +108,10 @@ class PredictorCorrector(GridSampler[object]):
     def nfe_per_step(self) -> int | None:
         corrected = 0 if self._corrects is None else self.corrector_steps * self._corrects.nfe
         return (self._moves.nfe_per_step or 0) + corrected
+
+    @property
+    def from_pure_noise(self) -> bool:
+        return self._moves.from_pure_noise
 
     @property
     def start_nfe(self) -> int:

@@ -31,6 +31,7 @@ class ProbabilityFlow(Sampler):
     """
 
     order = None
+    from_pure_noise = True
     stochastic = False
     nfe_per_step = None
     reference = "Song et al. 2021, arXiv:2011.13456, Eq. 13"
@@ -50,10 +51,10 @@ class ProbabilityFlow(Sampler):
     def integrate(
         self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
     ) -> Path:
-        times = torch.tensor([denoiser.sde.T, self.stop_time(denoiser.sde)], dtype=torch.float64)
+        times = torch.tensor([self.start_time(denoiser), self.stop_time(denoiser.sde)], dtype=torch.float64)
         flow = AngularFlow(denoiser)
         radius, angle = flow.radius(times), flow.angle(times)
-        report(callback, 0, denoiser.sde.T, x)
+        report(callback, 0, float(times[0]), x)
 
         def seen(step: int, phi: Tensor, w: Tensor) -> None:
             t = flow.time(phi)

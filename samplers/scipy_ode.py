@@ -36,6 +36,7 @@ class SciPyODE(Sampler):
     """
 
     order = None
+    from_pure_noise = True
     stochastic = False
     nfe_per_step = None
     host_bound = True
@@ -56,7 +57,7 @@ class SciPyODE(Sampler):
     ) -> Path:
         from scipy.integrate import solve_ivp
 
-        times = torch.tensor([denoiser.sde.T, self.stop_time(denoiser.sde)], dtype=torch.float64)
+        times = torch.tensor([self.start_time(denoiser), self.stop_time(denoiser.sde)], dtype=torch.float64)
         flow = AngularFlow(denoiser)
         radius, angle = flow.radius(times), flow.angle(times)
         calls = 0

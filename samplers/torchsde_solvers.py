@@ -77,16 +77,18 @@ class TorchSDE(Sampler):
     def integrate(
         self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, callback: Callback | None = None
     ) -> Path:
-        start, stop = denoiser.sde.T, self.stop_time(denoiser.sde)
+        start, stop = self.start_time(denoiser), self.stop_time(denoiser.sde)
         num_steps = self.num_steps - 1 if self.denoise else self.num_steps
         times = torch.linspace(start, stop, num_steps + 1, dtype=torch.float64)
         report(callback, 0, start, x)
         if num_steps > 0:
-            x = self._solve(denoiser, x, noise, num_steps, stop)
+            x = self._solve(denoiser, x, noise, num_steps, start, stop)
             report(callback, num_steps, stop, x)
         return Path(x, times)
 
-    def _solve(self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, num_steps: int, stop: float) -> Tensor:
+    def _solve(
+        self, denoiser: AbstractDenoiser, x: Tensor, noise: NoiseFn, num_steps: int, start: float, stop: float
+    ) -> Tensor:
         import torchsde
 
         class Increments(torchsde.BaseBrownian):  # type: ignore[misc]
@@ -111,7 +113,8 @@ class TorchSDE(Sampler):
                 z = noise(x, t, t).reshape(self.shape)
                 return w, h * (0.5 * w + z * (h / 12.0) ** 0.5)
 
-        reverse = TorchSDEReverse(denoiser, tuple(x.shape), num_steps, stop, TORCHSDE_METHODS[self.method].sde_type)
+        calculus = TORCHSDE_METHODS[self.method].sde_type
+        reverse = TorchSDEReverse(denoiser, tuple(x.shape), num_steps, start, stop, calculus)
         clock = torch.tensor([0.0, float(num_steps)], dtype=torch.float64)
         flat = x.reshape(x.shape[0], -1)
         end: Tensor = torchsde.sdeint(reverse, flat, clock, bm=Increments(), method=self.method, dt=1.0)[-1]

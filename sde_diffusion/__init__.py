@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sde_diffusion.pretrained import load_pretrained
     from sde_diffusion.reverse import forward_posterior
     from sde_diffusion.runs import Run, fit, open_run
-    from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, SubVPSDE
+    from sde_diffusion.sdes import SDE, VESDE, VPSDE, CosineVPSDE, DDPMChain, FlowSDE, SubVPSDE
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ _FROM = {
     "pretrained": ("load_pretrained",),
     "reverse": ("forward_posterior",),
     "runs": ("Run", "fit", "open_run"),
-    "sdes": ("SDE", "VESDE", "VPSDE", "CosineVPSDE", "DDPMChain", "SubVPSDE"),
+    "sdes": ("SDE", "VESDE", "VPSDE", "CosineVPSDE", "DDPMChain", "FlowSDE", "SubVPSDE"),
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
 
@@ -66,6 +66,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "Empirical",
     "ErrorBudget",
+    "FlowSDE",
     "Gaussian",
     "GaussianMixture",
     "InputError",

@@ -25,7 +25,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.ops import Number, per_example, per_sample
 from sde_diffusion.predictions import Prediction
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 
 class Law(nn.Module, ABC):
@@ -120,6 +120,10 @@ class AnalyticDenoiser(AbstractDenoiser):
         mean = self.law.posterior_mean(x, alpha, sigma)
         count_evaluation(x.shape[0])
         return Prediction(x, level.like(x), {"x0": mean}, spread=lambda: self.law.posterior_variance(x, alpha, sigma))
+
+    @property
+    def from_pure_noise(self) -> bool:
+        return True
 
     def prior_kl(self) -> Tensor | None:
         return self.law.prior_kl(self.sde)
@@ -244,11 +248,10 @@ class Empirical(Law):
 
     def _log_components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         variance = (alpha * self.bandwidth) ** 2 + sigma**2
-        # |x − α m|² = α² |x/α − m|², by differences: the expanded square cancels to nothing at small σ.
-        gaps = torch.cdist(
-            x / alpha[:, None], per_example(self.data).to(x), compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        squared = (alpha[:, None] * gaps) ** 2
+        # |x − α m|² = α² |x/α − m|², by differences: the expanded square cancels to nothing at small σ. α may be 0.
+        scale = alpha[:, None].clamp_min(1e-9)
+        gaps = torch.cdist(x / scale, per_example(self.data).to(x), compute_mode="donot_use_mm_for_euclid_dist")
+        squared = (scale * gaps) ** 2
         norm = 0.5 * x.shape[1] * (2.0 * math.pi * variance).log() + math.log(len(self.data))
         return -0.5 * squared / variance[:, None] - norm[:, None]
 

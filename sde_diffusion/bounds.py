@@ -36,7 +36,7 @@ from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import Number, log, per_example, widest_float
 from sde_diffusion.reverse import posterior_coefficients, require_variance, reverse_variance
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.timesteps import require_falling
 
 
@@ -64,12 +64,12 @@ class VariationalBound:
         return self.prior + self.terms.sum(dim=0) + self.reconstruction
 
 
-def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
-    """Return L_T = KL(N(α_T x₀, σ_T² I) ‖ N(0, prior_std² I)) in nats: (B, *) → (B,).
+def prior_kl(sde: SDE, x0: Tensor, t: float | None = None) -> Tensor:
+    """Return L_T = KL(N(α x₀, σ² I) ‖ N(0, prior_std² I)) in nats at the start time ``t``, by default T: (B, *) → (B,).
 
-    Its mean over data bounds KL(p_T ‖ prior), the mismatch of the prior, because KL is convex.
+    Its mean over data bounds KL(p_t ‖ prior), the mismatch of the prior, because KL is convex.
     """
-    flat, level = per_example(x0), sde.at(sde.T)
+    flat, level = per_example(x0), sde.at(sde.T if t is None else t)
     alpha, sigma = level.alpha / sde.prior_std, level.sigma / sde.prior_std
     kl: Tensor = 0.5 * (flat.shape[1] * (sigma**2 - 1.0 - 2.0 * log(sigma)) + (alpha * flat).square().sum(dim=1))
     return kl
@@ -123,7 +123,8 @@ def discrete_bound(
     Args:
         denoiser: the model.
         x0: samples in model space, (B, *).
-        times: float64, falling from T to t_1, (N,), on the CPU; the N training indices give the bound of Ho et al.
+        times: float64, falling from the denoiser's start time, usually T, to t_1, (N,), on the CPU; the N training
+            indices give the bound of Ho et al.
         noise: one stream a sample.
         variance: the reverse variance, as of the ``ancestral`` sampler.
         cell: width of a grey level's cell where the data are grey levels in [−1, 1]; None for continuous data.
@@ -137,9 +138,10 @@ def discrete_bound(
         InputError: on bad times, variance or cell.
     """
     sde, denoiser = denoiser.sde, denoiser.given(conditions, len(x0))
-    require_falling(times, sde.T + 1e-9)  # a grid may reach T but for rounding
-    at_prior = abs(float(times[0]) - sde.T) < 1e-9
-    require(at_prior, "times", times.flatten()[:4].tolist(), f"times that fall from T={sde.T:g}, where the prior is")
+    start = denoiser.start_time()
+    require_falling(times, start + 1e-9)  # a grid may reach T but for rounding
+    at_prior = abs(float(times[0]) - start) < 1e-9
+    require(at_prior, "times", times.flatten()[:4].tolist(), f"times that fall from {start:g}, where the prior is")
     _check_cell(cell)
     require_variance(variance)  # refuse it before anything is computed
     terms = []
@@ -159,7 +161,8 @@ def discrete_bound(
         on_step(len(times))
     between = torch.stack(terms) if terms else x0.new_zeros(0, len(x0))
     at = times[:-1, None].expand(-1, len(x0))
-    return VariationalBound(prior_kl(sde, x0), between, reconstruction, at, torch.full_like(reconstruction, math.nan))
+    unknown = torch.full_like(reconstruction, math.nan)
+    return VariationalBound(prior_kl(sde, x0, start), between, reconstruction, at, unknown)
 
 
 def continuous_bound(
@@ -176,7 +179,8 @@ def continuous_bound(
     """Estimate the continuous-time bound without bias, from times that are uniform in log SNR.
 
     −d log SNR/dt = g²/σ² is the density that the likelihood weighting asks for, so each draw has the same weight. The
-    times are stratified, two in each of ``draws``/2 cells, whose differences give the standard error.
+    times are stratified, two in each of ``draws``/2 cells, whose differences give the standard error. Where α is 0 at
+    T, log SNR is −∞: the bound is that of the process which starts at the SDE's ``t_max``.
 
     Args:
         denoiser: the model.
@@ -194,10 +198,11 @@ def continuous_bound(
     sde, denoiser = denoiser.sde, denoiser.given(conditions, len(x0))
     require_int("draws", draws, 2)
     require(draws % 2 == 0, "draws", draws, "an even number")
-    require_float("t_min", t_min, 0.0, sde.T, open_low=True)
+    start = denoiser.start_time(from_pure_noise=False)
+    require_float("t_min", t_min, 0.0, start, open_low=True)
     _check_cell(cell)
     # Floats, computed on the CPU: there is float64 there, whatever the device has.
-    high, low = sde.log_snr(torch.tensor([t_min, sde.T], dtype=torch.float64)).tolist()
+    high, low = sde.log_snr(torch.tensor([t_min, start], dtype=torch.float64)).tolist()
     terms, times = [], []
     for i in range(draws):
         u = noise.uniform(1, x0.device)[:, 0]
@@ -217,7 +222,7 @@ def continuous_bound(
     reconstruction = _reconstruction(denoiser, first.alpha * x0 + first.sigma * noise(x0), x0, first, cell)
     if on_step is not None:
         on_step(draws + 1)
-    return VariationalBound(prior_kl(sde, x0), between, reconstruction, torch.stack(times), std_error)
+    return VariationalBound(prior_kl(sde, x0, start), between, reconstruction, torch.stack(times), std_error)
 
 
 def _check_cell(cell: float | None) -> None:

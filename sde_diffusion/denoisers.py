@@ -1,213 +1,41 @@
-"""The one contract between networks and everything else: a state and a time in, a prediction out.
+"""Networks as denoisers.
 
 A network is trained to predict one view of x_t = α x₀ + σ ε (:mod:`sde_diffusion.predictions`). What differs between
 the networks of DDPM, NCSN and their successors is which, and how they are told the noise level; both are arguments of
-:class:`Denoiser`. Exact laws are denoisers too, and so is whatever wraps one: guidance, a bound on x₀.
+:class:`Denoiser`. The contract is in :mod:`sde_diffusion.denoiser`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.denoiser import AbstractDenoiser, Given, Wrapper, count_evaluation, counted, evaluating, of_batch
 from sde_diffusion.errors import InputError, require, require_float
 from sde_diffusion.labels import NOISE_LABELS, LogSNR, NoiseLabel
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import Number, combine, per_sample, sqrt
+from sde_diffusion.ops import Number, at_least, combine, per_sample, sqrt
 from sde_diffusion.predictions import VIEWS, Prediction, fold
 from sde_diffusion.registry import hint
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
+
+__all__ = [
+    "PREDICTIONS",
+    "AbstractDenoiser",
+    "Denoiser",
+    "Given",
+    "Wrapper",
+    "count_evaluation",
+    "counted",
+    "evaluating",
+    "of_batch",
+]
 
 PREDICTIONS = (*VIEWS, "edm")
-
-
-@dataclass
-class Evaluations:
-    """What a draw has asked of networks so far: rows of their inputs, and calls."""
-
-    rows: int = 0
-    calls: int = 0
-
-    def of_a_sample(self, batch: int) -> int | float:
-        """Return the evaluations of each of ``batch`` samples: rows ÷ batch, whole where it is."""
-        return self.rows / batch if self.rows % batch else self.rows // batch
-
-
-_COUNTED: ContextVar[Evaluations | None] = ContextVar("evaluations", default=None)
-
-
-@contextmanager
-def counted() -> Iterator[Evaluations]:
-    """Count the evaluations within; of this thread and task alone, and of the innermost count."""
-    evaluations = Evaluations()
-    token = _COUNTED.set(evaluations)
-    try:
-        yield evaluations
-    finally:
-        _COUNTED.reset(token)
-
-
-def count_evaluation(rows: int) -> None:
-    """Note one evaluation of a network, or of what stands for one, on ``rows`` states."""
-    evaluations = _COUNTED.get()
-    if evaluations is not None:
-        evaluations.rows += rows
-        evaluations.calls += 1
-
-
-class AbstractDenoiser(nn.Module, ABC):
-    """Predicts x₀ and ε from a noisy state: what samplers, losses and likelihoods are given.
-
-    One's own derives from it and writes :meth:`forward`; one that asks another denoiser (guidance, a bound) holds it as
-    a submodule, so that ``.to``, ``.device`` and ``parameters`` reach it, and leaves counting to it; one that is its
-    own model calls :func:`count_evaluation`.
-
-    Args:
-        sde: the forward SDE.
-    """
-
-    sde: SDE
-
-    def __init__(self, sde: SDE) -> None:
-        super().__init__()
-        require(isinstance(sde, SDE), "sde", sde, "an SDE such as VPSDE()")
-        self.sde = sde
-
-    @abstractmethod
-    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
-        """Predict.
-
-        Args:
-            x: state, (B, *).
-            t: noise level, or time in (0, T]: a number, or a tensor () or (B,).
-            conditions: what the user conditions on.
-        """
-
-    if TYPE_CHECKING:
-
-        def __call__(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction: ...
-
-    def round_t(self, t: Tensor) -> Tensor:
-        """Return the times nearest to ``t`` that the model was trained on; the identity for continuous time."""
-        return t
-
-    def prior_kl(self) -> Tensor | None:
-        """Return KL(p_T ‖ prior), nats, (), where the law of the data is known; else None."""
-        return None
-
-    @property
-    def conditions(self) -> tuple[str, ...] | None:
-        """Names of the conditions that :meth:`forward` takes; None where nothing tells."""
-        return None
-
-    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
-        """Refuse conditions that this denoiser does not take, or that are not one a sample.
-
-        Raises:
-            InputError: names the condition.
-        """
-        known = self.conditions
-        for name, value in conditions.items():
-            there = f"only {', '.join(known)}" if known else "none"
-            there += f", for the model is told nothing{' else' * bool(known)}"
-            require(known is None or name in known, "condition", name, there, "leave it out")
-            if isinstance(value, Tensor):
-                expected = f"({batch}, *), a row for each of the batch"
-                require(value.ndim > 0 and len(value) == batch, f"{name} shape", tuple(value.shape), expected)
-
-    def given(self, conditions: Mapping[str, Any], batch: int) -> AbstractDenoiser:
-        """Return this denoiser with the conditions of a batch filled in, checked, and on its device.
-
-        Args:
-            conditions: by name: (B, *) each, as tensors, arrays or lists; a single number is that of every sample.
-            batch: B.
-
-        Raises:
-            InputError: on conditions that it does not take, of another length, or out of range.
-        """
-        filled = {name: of_batch(name, value, batch) for name, value in conditions.items() if value is not None}
-        self.require_conditions(filled, batch)
-        moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in filled.items()}
-        return Given(self, moved) if moved else self
-
-    def level(self, t: NoiseLevel | Number) -> NoiseLevel:
-        """Return the noise level at ``t``."""
-        return t if isinstance(t, NoiseLevel) else self.sde.at(t)
-
-    @property
-    def device(self) -> torch.device:
-        """Where its parameters are, or else its buffers; the CPU if it has none."""
-        first = next(chain(self.parameters(), self.buffers()), None)
-        return torch.device("cpu") if first is None else first.device
-
-
-def of_batch(name: str, value: Any, batch: int) -> Any:
-    """Return a condition as a tensor, one number repeated for each of ``batch`` samples.
-
-    Raises:
-        InputError: on a list or an array of anything but numbers; ``name`` is what the condition is called.
-    """
-    if isinstance(value, (bool, int, float, list, tuple, range, np.ndarray, np.generic)):
-        try:
-            value = torch.as_tensor(np.asarray(value))
-        except (TypeError, ValueError):  # strings, objects, rows of different lengths
-            raise InputError(f"{name}={value!r}: expected numbers, ({batch}, *) or one for all") from None
-    return value.expand(batch) if isinstance(value, Tensor) and value.ndim == 0 else value
-
-
-class Wrapper(AbstractDenoiser):
-    """A denoiser around another, whose SDE and times it shares.
-
-    Args:
-        denoiser: the other.
-    """
-
-    def __init__(self, denoiser: AbstractDenoiser) -> None:
-        require(isinstance(denoiser, AbstractDenoiser), "denoiser", denoiser, "a denoiser such as Denoiser(net, sde)")
-        super().__init__(denoiser.sde)
-        self.denoiser = denoiser
-
-    def round_t(self, t: Tensor) -> Tensor:
-        return self.denoiser.round_t(t)
-
-    @property
-    def conditions(self) -> tuple[str, ...] | None:
-        return self.denoiser.conditions
-
-    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
-        self.denoiser.require_conditions(conditions, batch)
-
-
-@final
-class Given(Wrapper):
-    """A denoiser with conditions filled in (:meth:`AbstractDenoiser.given`).
-
-    Args:
-        denoiser: the denoiser.
-        filled: passed on to it at every call.
-    """
-
-    def __init__(self, denoiser: AbstractDenoiser, filled: Mapping[str, Any]) -> None:
-        super().__init__(denoiser)
-        self.filled = dict(filled)
-
-    def require_conditions(self, conditions: Mapping[str, Any], batch: int) -> None:
-        super().require_conditions({**self.filled, **conditions}, batch)
-
-    def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
-        return self.denoiser(x, t, **self.filled, **conditions)
-
-    def prior_kl(self) -> Tensor | None:
-        return self.denoiser.prior_kl()
 
 
 @final
@@ -256,6 +84,7 @@ class Denoiser(AbstractDenoiser):
         self.prediction = prediction
         self.noise_label = NOISE_LABELS.build(noise_label) if isinstance(noise_label, str) else noise_label or LogSNR()
         self.sigma_data = 0.5 if sigma_data is None and prediction == "edm" else sigma_data
+        self._least_log_snr = float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64)))
 
     def forward(self, x: Tensor, t: NoiseLevel | Number, **conditions: Any) -> Prediction:
         """Evaluate the network once.
@@ -264,7 +93,7 @@ class Denoiser(AbstractDenoiser):
             InputError: if its output has neither the shape of ``x`` nor twice its channels.
         """
         level = self.level(t)
-        label = per_sample(self.noise_label(level, self.sde.T), x)
+        label = per_sample(self.noise_label(self._told(level), self.sde.T), x)
         level = level.like(x)
         seen = x if self.sigma_data is None else x / _size(level, self.sigma_data)
         own = self._first[0].dtype if self._first else x.dtype
@@ -274,6 +103,17 @@ class Denoiser(AbstractDenoiser):
         if self.sigma_data is None or self.prediction != "edm":
             return Prediction(x, level, {self.prediction: raw}, None, fraction)
         return Prediction(x, level, {"x0": _edm(x, level, raw, self.sigma_data)}, None, fraction)
+
+    def _told(self, level: NoiseLevel) -> NoiseLevel:
+        """Return the level of which the network is told: λ, which is −∞ where α is 0, is no less than at t_max."""
+        if self.sde.t_max == self.sde.T:
+            return level
+        log_snr = at_least(level.log_snr, self._least_log_snr)
+        return NoiseLevel(level.t, level.alpha, level.sigma, log_snr, level.rates)
+
+    @property
+    def from_pure_noise(self) -> bool:
+        return self.prediction not in ("eps", "score")
 
     def round_t(self, t: Tensor) -> Tensor:
         return self.noise_label.round_t(t, self.sde.T)
@@ -303,19 +143,6 @@ class Denoiser(AbstractDenoiser):
             low, high = int(classes.min()), int(classes.max())
             bad = low if low < 0 else high
             require(low >= 0 and high < count, "classes", bad, f"a class from 0 to {count - 1}")
-
-
-@contextmanager
-def evaluating(denoiser: nn.Module) -> Iterator[None]:
-    """Run what is within in evaluation mode, without dropout, each module's mode restored after."""
-    training = [module for module in denoiser.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _size(level: NoiseLevel, sigma_data: float) -> Number:

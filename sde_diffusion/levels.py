@@ -19,14 +19,16 @@ from torch import Tensor
 from sde_diffusion.ops import Number, divide, expm1, like, sqrt, widest_float
 
 if TYPE_CHECKING:
-    from sde_diffusion.sdes import SDE
+    from sde_diffusion.sde import SDE
 
 
 class Rates(NamedTuple):
-    """f and g of dx = f x dt + g dw."""
+    """f and g of dx = f x dt + g dw, and the slopes α′ and σ′."""
 
     f: Number
     g: Number
+    d_alpha: Number
+    d_sigma: Number
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -62,13 +64,13 @@ class NoiseLevel:
 
     @property
     def d_alpha(self) -> Number:
-        """Slope α′ = f α."""
-        return self.f * self.alpha
+        """Slope α′ = f α, finite where α is 0."""
+        return self.rates().d_alpha
 
     @property
     def d_sigma(self) -> Number:
-        """Slope σ′ = f σ + g²/(2σ)."""
-        return self.f * self.sigma + divide(self.g**2, 2.0 * self.sigma)
+        """Slope σ′ = f σ + g²/(2σ), finite where α is 0."""
+        return self.rates().d_sigma
 
     @property
     def radius(self) -> Number:
@@ -94,6 +96,11 @@ def _numbers(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return alpha, sigma, 2.0 * (alpha.log() - sigma.log())
 
 
+def _rates(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return f, g, α′ and σ′."""
+    return *sde.coefficients(t), *sde.slopes(t)
+
+
 class _GridRates:
     """The rates of a whole grid, computed when the first of them is asked for."""
 
@@ -102,8 +109,8 @@ class _GridRates:
 
     @cached_property
     def _table(self) -> list[Rates]:
-        f, g = self._sde.coefficients(self._t)
-        return [Rates(*row) for row in zip(f.tolist(), g.tolist(), strict=True)]
+        columns = (column.tolist() for column in _rates(self._sde, self._t))
+        return [Rates(*row) for row in zip(*columns, strict=True)]
 
     def of(self, row: int) -> Callable[[], Rates]:
         return lambda: self._table[row]
@@ -129,7 +136,7 @@ def at(sde: SDE, t: Number) -> NoiseLevel:
         return on_grid(sde, torch.as_tensor(t, dtype=torch.float64).reshape(1))[0]
     t = t.to(widest_float(t.device))
     alpha, sigma, log_snr = _numbers(sde, t)
-    return NoiseLevel(t, alpha, sigma, log_snr, cache(lambda: Rates(*sde.coefficients(t))))
+    return NoiseLevel(t, alpha, sigma, log_snr, cache(lambda: Rates(*_rates(sde, t))))
 
 
 def transition(t: NoiseLevel, s: NoiseLevel) -> tuple[Number, Number]:

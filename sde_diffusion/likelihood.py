@@ -3,7 +3,10 @@
 The probability flow carries data to noise along a deterministic path, so log-density changes by the divergence of its
 slope. In the angle φ = atan(σ/α) with w = x/r, r = √(α² + σ²) (:class:`~sde_diffusion.reverse.AngularFlow`),
 
-    log p(x) = log prior(x_T) + D log(r_T/r_min) + ∫ div(dw/dφ) dφ,        φ from φ(t_min) to φ(T).
+    log p(x) = log prior(x_T) + D log(r_T/r_min) + ∫ div(dw/dφ) dφ,        φ from φ(t_min) to φ(T),
+
+or to the last time before T at which the prediction can be read, where α is 0 at T
+(:meth:`~sde_diffusion.AbstractDenoiser.start_time`).
 
 The divergence is the trace of a Jacobian: exact, by one product for each of the D components, or Hutchinson's unbiased
 estimate E[eᵀ J e] with random probes e that stay the same along a trajectory. Product and slope come from one forward
@@ -35,7 +38,7 @@ from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example, widest_float
 from sde_diffusion.reverse import AngularFlow
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBE_LAWS = ("rademacher", "gaussian")
@@ -58,7 +61,7 @@ class ErrorBudget:
         probes: standard error of the mean log-likelihood from the random probes; NaN with one probe, 0 if exact.
         solver: mean change when the tolerances are ten times smaller, and its standard error, over ``checked`` samples.
         prior: KL(p_T ‖ prior) ≥ 0, by which the prior lowers the mean; exact where p_T is a known Gaussian, else the
-            bound E[KL(p(x_T | x₀) ‖ prior)] from the second moment of the samples.
+            bound E[KL(p(x_T | x₀) ‖ prior)] from the second moment of the samples; T is where draws start.
         prior_is_exact: which of the two.
         truncation: mean difference between log p of the data and the reported log p_{t_min}, and its standard error,
             over ``checked`` samples: solved from far less noise than at t_min, or where a network of discrete time
@@ -144,8 +147,8 @@ def _check(
     if t_min is None:
         resolved = _time_of(sde, NOISE[x.dtype == torch.float64])
         return float(denoiser.round_t(torch.tensor(max(T_MIN, resolved), dtype=torch.float64)))
-    require_float("t_min", t_min, 0.0, sde.T, open_low=True)
-    require(t_min < sde.T, "t_min", t_min, f"a time within (0, {sde.T:g})")
+    require_float("t_min", t_min, 0.0, sde.t_max, open_low=True)
+    require(t_min < sde.t_max, "t_min", t_min, f"a time within (0, {sde.t_max:g})")
     return t_min
 
 
@@ -230,7 +233,7 @@ def log_likelihood(
     flow = AngularFlow(denoiser.given(conditions, len(x)))
 
     def solve(x: Tensor, flow: AngularFlow, tighter: float = 1.0, start: float = t_start) -> _Solved:
-        times = torch.tensor([start, denoiser.sde.T], dtype=torch.float64)
+        times = torch.tensor([start, denoiser.start_time()], dtype=torch.float64)
         noise = NoiseStream(stream(seed, "probes"), range(first_index, first_index + len(x)))
         directions = _directions(x, divergence, probes, probe_law, noise)
         options = {"rtol": tighter * rtol, "atol": tighter * atol, "method": method, "max_steps": max_steps}
@@ -337,7 +340,7 @@ def _budget(
     checked: int,
 ) -> ErrorBudget:
     exact_kl = denoiser.prior_kl()
-    kl = prior_kl(denoiser.sde, x) if exact_kl is None else exact_kl
+    kl = prior_kl(denoiser.sde, x, denoiser.start_time()) if exact_kl is None else exact_kl
     return ErrorBudget(
         probes=float((std_error**2).nanmean().sqrt() / math.sqrt(len(x))),
         solver=solver,

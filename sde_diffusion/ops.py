@@ -54,6 +54,11 @@ def cos(a: Number) -> Number:
     return a.cos() if isinstance(a, Tensor) else math.cos(a)
 
 
+def at_least(a: Number, low: float) -> Number:
+    """Return a, or ``low`` where that is more."""
+    return a.clamp_min(low) if isinstance(a, Tensor) else max(a, low)
+
+
 def divide(a: Number, b: Number) -> Number:
     """Return a/b; ±∞ or NaN where b is 0."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):

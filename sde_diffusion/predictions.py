@@ -10,6 +10,9 @@ and with x = α x₀ + σ ε each is read from any other: with Δ = α b − σ 
 
     x₀ = (b x − σ w)/Δ,    ε = (α w − a x)/Δ.
 
+Where α is 0, as at the end of a rectified flow, Δ of ε and of the score is 0: neither tells x₀. That of x₀ is −σ, of v
+α² + σ², and of the velocity α σ′ − α′ σ, which is positive at all times, for σ/α grows.
+
 References:
     P. Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011, Neural Computation 23(7).
     B. Efron, "Tweedie's Formula and Selection Bias", 2011; C. Luo, "Understanding Diffusion Models: A Unified

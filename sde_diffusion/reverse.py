@@ -21,7 +21,7 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.levels import NoiseLevel, transition
 from sde_diffusion.ops import Number, expand, like
 from sde_diffusion.predictions import Prediction
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 PREDICTED = "predicted"
 """The reverse variance that the prediction tells."""
@@ -157,26 +157,32 @@ class AngularFlow:
 class TorchSDEReverse:
     """The reverse SDE as torchsde wants it: flat states (B, D), a clock that runs forward.
 
-    The clock u counts steps, t = T − u h with h = (T − t_min)/num_steps, so that torchsde takes steps of exactly 1
-    (steps that are not dyadic make its Brownian paths cost up to 100 times more). Noise is additive and the same for
-    all components, so the diffusion is a product and never a D × D matrix. torchsde asks for the drift at one point
-    several times (its shape check, its stages): the last few are kept, so that each costs one network evaluation.
+    The clock u counts steps, t = t_max − u h with h = (t_max − t_min)/num_steps, so that torchsde takes steps of
+    exactly 1 (steps that are not dyadic make its Brownian paths cost up to 100 times more). Noise is additive and the
+    same for all components, so the diffusion is a product and never a D × D matrix. torchsde asks for the drift at one
+    point several times (its shape check, its stages): the last few are kept, so that each costs one evaluation.
 
     Args:
         denoiser: the model.
         shape: shape (B, *) of the state.
-        num_steps: steps from T to ``t_min``.
-        t_min: the last time.
+        num_steps: steps from ``t_max`` to ``t_min``.
+        t_max, t_min: the first time and the last.
         sde_type: "ito" or "stratonovich"; the two agree because g does not depend on the state.
     """
 
     noise_type = "additive"
 
     def __init__(
-        self, denoiser: AbstractDenoiser, shape: tuple[int, ...], num_steps: int, t_min: float, sde_type: str = "ito"
+        self,
+        denoiser: AbstractDenoiser,
+        shape: tuple[int, ...],
+        num_steps: int,
+        t_max: float,
+        t_min: float,
+        sde_type: str = "ito",
     ) -> None:
-        self.denoiser, self.shape, self.sde_type = denoiser, shape, sde_type
-        self.step_size = (denoiser.sde.T - t_min) / num_steps
+        self.denoiser, self.shape, self.t_max, self.sde_type = denoiser, shape, t_max, sde_type
+        self.step_size = (t_max - t_min) / num_steps
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
         steps = torch.arange(num_steps + 1, dtype=torch.float64)
         self._levels: dict[float, NoiseLevel] = dict(
@@ -184,7 +190,7 @@ class TorchSDEReverse:
         )
 
     def _time(self, u: Tensor) -> Tensor:
-        return self.denoiser.sde.T - self.step_size * u
+        return self.t_max - self.step_size * u
 
     def level(self, u: Tensor) -> NoiseLevel:
         """Return the noise level of clock ``u``: of whole steps all were computed at once."""

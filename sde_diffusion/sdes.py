@@ -1,108 +1,19 @@
-"""Forward SDEs: two functions of time, α(t) and σ(t), from which everything else follows.
-
-A linear SDE dx = f(t) x dt + g(t) dw carries a point x₀ to a Gaussian, x_t = α(t) x₀ + σ(t) ε with ε ~ N(0, I).
-α and σ are the primitives here; the drift and diffusion coefficients
-
-    f = α′/α,    g² = (σ²)′ − 2 f σ²
-
-are given in closed form and tested against the primitives by automatic differentiation. Nothing in this file knows a
-step count, a device or a discretisation. σ is always built from ``expm1`` or a product, never from 1 − α²: in float32
-that difference has lost 0.6 % of σ at t = 1e-5.
-
-References:
-    Y. Song, J. Sohl-Dickstein, D. P. Kingma, A. Kumar, S. Ermon, B. Poole, "Score-Based Generative Modeling through
-    Stochastic Differential Equations", 2021, arXiv:2011.13456, Section 3.4 and Appendix B.
-    J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239, Section 2.
-"""
+"""The SDEs: the continuous ones of the papers, and with them the chain; the contract is in :mod:`sde_diffusion.sde`."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sde_diffusion import levels
-from sde_diffusion.errors import InputError, require, require_float, require_int, shortened
-from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import Number, expand, per_example
-from sde_diffusion.registry import Registry
+from sde_diffusion.chain import DDPMChain
+from sde_diffusion.errors import require_float
+from sde_diffusion.sde import SDE, SDES
 
-SDES: Registry[SDE] = Registry("sde")
-
-
-class SDE(ABC):
-    """A linear forward SDE on times (0, T], described by α(t) and σ(t).
-
-    Times are tensors of shape () or (B,) (any shape where no state is involved) and results have their shape and
-    dtype; float64 is the dtype to prefer. ``t_min`` is the smallest time at which sampling should stop.
-    """
-
-    T: float = 1.0
-    t_min: float = 1e-3
-    smooth: bool = True  # f and g are continuous; a scheme that evaluates them has order 1 at most where they jump
-    prior_std: float = 1.0
-
-    @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale α(t) > 0, decreasing or constant."""
-
-    @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise standard deviation σ(t) ≥ 0, such that σ/α increases."""
-
-    @abstractmethod
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return f(t) and g(t) of dx = f x dt + g dw."""
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """Log signal-to-noise ratio λ(t) = log(α²/σ²), strictly decreasing."""
-        return 2.0 * (self.alpha(t).log() - self.sigma(t).log())
-
-    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """Return the time at which :meth:`log_snr` takes the given value, in its shape and dtype.
-
-        By bisection on (0, T], which serves any SDE; those of this file have closed forms.
-        """
-        low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.T)
-        for _ in range(60):  # halves T to below float64 resolution
-            middle = 0.5 * (low + high)
-            early = self.log_snr(middle) > log_snr
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return 0.5 * (low + high)
-
-    def at(self, t: Number) -> NoiseLevel:
-        """Return the noise level at a time: floats for a number or a grid's time, tensors for a time of each sample."""
-        return levels.at(self, t)
-
-    def levels(self, times: Tensor) -> list[NoiseLevel]:
-        """Return the noise levels of times (N,) on the CPU, computed at once."""
-        return levels.on_grid(self, times)
-
-    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return drift f(t) x, shape (B, *), and diffusion g(t), shape of ``t``, of the forward SDE."""
-        f, g = self.coefficients(t)
-        return expand(f, x) * x, g
-
-    def marginal_prob(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean α(t) x₀, shape (B, *), and standard deviation σ(t), shape of ``t``, of p(x_t | x₀)."""
-        return expand(self.alpha(t), x0) * x0, self.sigma(t)
-
-    def prior_sampling(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw x_T ~ N(0, prior_std² I) of the given shape (B, *), float32, on the generator's device."""
-        device = generator.device if generator is not None else None
-        return self.prior_std * torch.randn(*shape, generator=generator, device=device)
-
-    def prior_logp(self, x: Tensor) -> Tensor:
-        """Log density of the prior N(0, prior_std² I) at ``x``: (B, *) → (B,), nats."""
-        flat = per_example(x)
-        norm = 0.5 * flat.shape[1] * math.log(2.0 * math.pi * self.prior_std**2)
-        return -0.5 * (flat / self.prior_std).square().sum(dim=1) - norm
+__all__ = ["SDE", "SDES", "VESDE", "VPSDE", "CosineVPSDE", "DDPMChain", "FlowSDE", "SubVPSDE"]
 
 
 class _LinearRate(SDE):
@@ -280,117 +191,36 @@ class CosineVPSDE(SDE):
         return -half_beta, (2.0 * half_beta).sqrt()
 
 
-LONGEST_CHAIN = 1_000_000
-"""Most steps of a chain: a thousand times those of any paper, and still read in a second."""
+@SDES.register("flow")
+@dataclass(frozen=True)
+class FlowSDE(SDE):
+    """Rectified flow: straight lines from data at t = 0 to noise at T = 1, where nothing of the data is left.
 
+    α = 1 − t,  σ = t,  hence  f = −1/(1 − t),  g² = 2t/(1 − t),  velocity ε − x₀.
 
-def require_chain(name: str, value: int) -> None:
-    """Require a number of steps that a chain may have."""
-    require_int(name, value, 1)
-    require(value <= LONGEST_CHAIN, name, value, f"at most {LONGEST_CHAIN:,} steps")
-
-
-class DDPMChain(SDE):
-    """The discrete DDPM chain as an exact SDE.
-
-    A rate β(t) that is constant, −N log(1 − β_i), on ((i−1)/N, i/N] gives α(i/N)² = ᾱ_i = Π_{j≤i}(1 − β_j): the chain
-    *is* the SDE seen at t = i/N, not its limit. The linear :class:`VPSDE` only approximates it.
-
-    Args:
-        betas: β_1 … β_N, each in (0, 1).
-
-    Raises:
-        InputError: if ``betas`` is empty or one lies outside (0, 1).
+    The prior N(0, I) is exact at T, where f and g are infinite: what needs them, or 1/α, starts at ``t_max`` = 0.999.
+    (The papers' clocks run the other way.)
 
     References:
-        Ho et al. 2020, arXiv:2006.11239, Eqs. 2 and 4 and Section 4; Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
+        X. Liu, C. Gong, Q. Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow",
+        2023, arXiv:2209.03003, Eq. 1. Y. Lipman, R. Chen, H. Ben-Hamu, M. Nickel, M. Le, "Flow Matching for Generative
+        Modeling", 2023, arXiv:2210.02747, Section 4.1, Example II with σ_min = 0. M. Albergo, E. Vanden-Eijnden,
+        "Building Normalizing Flows with Stochastic Interpolants", 2023, arXiv:2209.15571.
     """
 
-    smooth = False
-
-    def __init__(self, betas: Sequence[float] | Tensor) -> None:
-        try:
-            self.betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").clone()
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            raise InputError(f"betas={shortened(repr(betas))}: expected numbers") from None
-        require(self.betas.ndim == 1 and len(self.betas) > 0, "betas", tuple(self.betas.shape), "a non-empty list")
-        for i, beta in enumerate(self.betas.tolist(), start=1):
-            if not 0.0 < beta < 1.0:
-                raise InputError(f"betas[{i - 1}]={beta!r}: expected every beta in (0, 1)")
-        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-        self.num_train_steps = len(self.betas)
-        self.t_min = 1.0 / self.num_train_steps
-
-    @classmethod
-    def linear(cls, num_train_steps: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02) -> DDPMChain:
-        """DDPM's own schedule: ``num_train_steps`` betas evenly from ``beta_first`` to ``beta_last``."""
-        require_chain("num_train_steps", num_train_steps)
-        return cls(torch.linspace(beta_first, beta_last, num_train_steps, dtype=torch.float64))
-
-    @classmethod
-    def cosine(cls, num_train_steps: int = 1000, beta_last: float = 0.999) -> DDPMChain:
-        """Improved DDPM's schedule, β_i = 1 − ᾱ_i/ᾱ_{i−1}, clipped at ``beta_last``."""
-        require_chain("num_train_steps", num_train_steps)
-        t = torch.linspace(0.0, 1.0, num_train_steps + 1, dtype=torch.float64)
-        alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-        return cls((1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(beta_last))
-
-    def __repr__(self) -> str:
-        return f"DDPMChain({self.num_train_steps} betas, {self.betas[0]:.3g} … {self.betas[-1]:.3g})"
-
-    @cached_property
-    def _log_rates(self) -> Tensor:
-        return -torch.log1p(-self.betas)  # −log(1 − β_i) > 0, (N,)
-
-    @cached_property
-    def _integrals(self) -> Tensor:
-        return torch.cat([self._log_rates.new_zeros(1), self._log_rates.cumsum(0)])  # B(i/N), (N + 1,)
-
-    def _tables(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B(i/N) and the rates in the dtype and on the device of ``t``, copied there once."""
-        key = t.device, t.dtype
-        if key not in self._copies:
-            self._copies[key] = self._integrals.to(t), self._log_rates.to(t)
-        return self._copies[key]
-
-    def _integral(self, t: Tensor) -> Tensor:
-        position = t * self.num_train_steps
-        index = position.floor().clamp(0, self.num_train_steps - 1)
-        i = index.long()
-        table, rates = self._tables(t)
-        return table[i] + (position - index) * rates[i]
-
-    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        integral = F.softplus(-log_snr)
-        table, rates = self._tables(integral)
-        i = torch.searchsorted(table, integral.contiguous()).clamp(1, self.num_train_steps) - 1
-        return (i + (integral - table[i]) / rates[i]) / self.num_train_steps
+    t_max = 0.999
 
     def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-0.5 * self._integral(t))
+        return 1.0 - t
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(-self._integral(t))).sqrt()
+        return t
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr).sigmoid()
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        # i/N·N may exceed i by rounding; the slack keeps t = i/N in the interval that ends there.
-        index = (t * self.num_train_steps - 1e-6).ceil().long().clamp(1, self.num_train_steps) - 1
-        rate = self.num_train_steps * self._tables(t)[1][index]
-        return -0.5 * rate, rate.sqrt()
-
-
-@SDES.register("ddpm")
-def ddpm_chain(
-    schedule: str = "linear",
-    num_train_steps: int = 1000,
-    beta_first: float = 1e-4,
-    beta_last: float = 0.02,
-    betas: Sequence[float] = (),
-) -> DDPMChain:
-    """The DDPM chain for configs: ``schedule`` "linear", "cosine" which needs no betas, or its ``betas`` one by one."""
-    if betas:
-        return DDPMChain(betas)
-    require(schedule in ("linear", "cosine"), "schedule", schedule, "'linear' or 'cosine'")
-    if schedule == "cosine":
-        return DDPMChain.cosine(num_train_steps)
-    return DDPMChain.linear(num_train_steps, beta_first, beta_last)
+        return -1.0 / (1.0 - t), (2.0 * t / (1.0 - t)).sqrt()

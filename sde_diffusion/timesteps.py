@@ -1,7 +1,9 @@
 """Time grids: which times a sampler visits.
 
 A grid is a function ``(sde, num_points, t_min) → times``: ``num_points`` float64 times on the CPU that fall from T to
-``t_min`` (a single point is T). Zero-dimensional CPU times multiply tensors of any device without a sync.
+``t_min`` (a single point is T). Those that are spaced in the noise level, which is infinite where α is 0, are spaced
+from the SDE's ``t_max``, and T is in its place. Zero-dimensional CPU times multiply tensors of any device without a
+sync.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 GRIDS: Registry[Tensor] = Registry("grid")
 
@@ -37,7 +39,12 @@ def _ramp(num_points: int) -> Tensor:
 
 
 def _ends(sde: SDE, t_min: float) -> Tensor:
-    return torch.tensor([sde.T, t_min], dtype=torch.float64)
+    return sde.log_snr(torch.tensor([sde.t_max, t_min], dtype=torch.float64))
+
+
+def _from_T(sde: SDE, times: Tensor) -> Tensor:
+    times[0] = sde.T
+    return times
 
 
 @GRIDS.register("uniform")
@@ -56,16 +63,16 @@ def quadratic(sde: SDE, num_points: int, t_min: float) -> Tensor:
 @GRIDS.register("log_snr")
 def log_snr(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in log(α²/σ²) (Lu et al. 2022, arXiv:2206.00927, Section 3)."""
-    first, last = sde.log_snr(_ends(sde, t_min))
-    return sde.time_of_log_snr(first + (last - first) * _ramp(num_points))
+    first, last = _ends(sde, t_min)
+    return _from_T(sde, sde.time_of_log_snr(first + (last - first) * _ramp(num_points)))
 
 
 @GRIDS.register("karras")
 def karras(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in (σ/α)^{1/ρ} with ρ = 7 (Karras et al. 2022, arXiv:2206.00364, Eq. 5)."""
-    first, last = torch.exp(sde.log_snr(_ends(sde, t_min)) / -14.0)
+    first, last = torch.exp(_ends(sde, t_min) / -14.0)
     root = first + (last - first) * _ramp(num_points)
-    return sde.time_of_log_snr(-14.0 * root.log())
+    return _from_T(sde, sde.time_of_log_snr(-14.0 * root.log()))
 
 
 @GRIDS.register("indices")

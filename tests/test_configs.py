@@ -86,7 +86,7 @@ def test_a_file_without_a_variant_is_its_first_choice(file: str, default: str) -
     ("name", "message"),
     [
         ("cifar10.py:ve-ddpmpp", "variant='ve-ddpmpp': expected one of vp-ddpm, vp-ddpmpp, vp-ddpmpp-deep"),
-        ("digits.py:", "variant='': expected one of ddpm, subvp, ve"),
+        ("digits.py:", "variant='': expected one of ddpm, flow, subvp, ve"),
         ("continuous.py:images", "variant='images': expected one of vectors, series, volumes"),
         ("fashion_mnist.py:deep", "cannot be read: TypeError: get_config()"),
         ("nowhere.py:deep", "expected an existing Python file with a function get_config()"),

@@ -168,6 +168,7 @@ def test_every_prediction_and_noise_label_stays_on_the_device(prediction: str, n
 WRAPPERS: dict[str, Callable[[sd.Denoiser], sd.AbstractDenoiser]] = {
     "static": lambda d: StaticThreshold(d, 0.5),
     "dynamic": lambda d: DynamicThreshold(d, keep_eps=True),
+    "another clock": lambda d: d.under(sd.FlowSDE()),
     "classifier-free": lambda d: ClassifierFree(d, 3.0, interval=(0.1, 10.0)),
 }
 

@@ -85,7 +85,7 @@ def test_log_prob_is_that_of_the_law(sde: SDE, name: str) -> None:
     assert r.budget.prior_is_exact == ("gaussian" in name)
     many = draw(law, 4000)
     cost = law.log_prob(many_T := _diffused(sde, many), sde, time(sde.T)) - sde.prior_logp(many_T)
-    slack = 5.0 * float(cost.std()) / math.sqrt(4000)
+    slack = 5.0 * float(cost.std()) / math.sqrt(4000) + 1e-12  # rounding, where the prior is exact
     assert float(cost.mean()) <= r.budget.prior + slack
     if r.budget.prior_is_exact:
         assert float(cost.mean()) == pytest.approx(r.budget.prior, abs=slack)

@@ -28,7 +28,7 @@ from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.files import write_atomically
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.reading import read_arrays
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.timesteps import GRIDS
 
 PILOT = 16
@@ -164,11 +164,11 @@ class Scorer:
         denoiser.require_conditions(examples.conditions, len(examples))
         start = options.t_min or bound_start(sde, codec.cell)
         t_min = options.t_min or likelihood.T_MIN
-        require(t_min < sde.T, "t_min", t_min, f"a time below T={sde.T:g}")
+        require(t_min < sde.t_max, "t_min", t_min, f"a time below {sde.t_max:g}")
         self.t_min = float(denoiser.round_t(torch.tensor(t_min, dtype=torch.float64)))
         self.bound_t_min = float(denoiser.round_t(torch.tensor(start, dtype=torch.float64)))
         grid = denoiser.round_t(GRIDS[options.bound_grid](sde, options.bound_steps, self.bound_t_min))
-        self.times = torch.unique_consecutive(grid)  # rounded times may coincide
+        self.times = torch.unique_consecutive(grid.clamp_max(denoiser.start_time()))  # rounded times may coincide
 
     def encoded(self, first: int, last: int, draw: int) -> tuple[Tensor, Tensor]:
         """Return examples ``first`` … ``last`` in model space, with the codec's noise, and their log-weights."""
@@ -215,7 +215,8 @@ class Scorer:
             tolerance = chosen.value
             record |= {"statistical": chosen.statistical, "sufficient": chosen.sufficient}
         budget = self.likelihood(0, count, 0, tolerance, check=count).budget
-        prior = float(bounds.prior_kl(self.denoiser.sde, self.encoded(0, total, 0)[0]).mean())
+        z, start = self.encoded(0, total, 0)[0], self.denoiser.start_time()
+        prior = float(bounds.prior_kl(self.denoiser.sde, z, start).mean())
         return record | {
             "tolerance": tolerance,
             "solver": budget.solver,
@@ -323,10 +324,13 @@ class Scorer:
     def _scores(self, state: dict[str, np.ndarray], pilot: dict[str, Any], reasons: dict[int, str]) -> Scores:
         n = len(self.examples)
         sde = self.denoiser.sde
-        ends = torch.tensor([self.bound_t_min, sde.T], dtype=torch.float64)
+        ends = torch.tensor([self.bound_t_min, self.denoiser.start_time(from_pure_noise=False)], dtype=torch.float64)
         high, low = (float(v) for v in sde.log_snr(ends))
         cells = self.options.bound_draws // 2
-        edges = {"continuous": np.linspace(high, low, cells + 1), "discrete": sde.log_snr(self.times).numpy()}
+        steps = sde.log_snr(self.times)
+        if torch.isinf(steps[0]):  # from α = 0 on, a cell without end: drawn as if from the middle of its times
+            steps[0] = sde.log_snr(self.times[:2].mean())
+        edges = {"continuous": np.linspace(high, low, cells + 1), "discrete": steps.numpy()}
         curves = {}
         for name, edge in edges.items():
             total, squares = state[f"{name}_curve"]

@@ -64,13 +64,17 @@ class DenoisingScoreMatching(Objective):
         """Return w(t) mean (ε̂ − ε)² of each example, (B,), at given times (B,) and noise (B, *).
 
         The view w = a x₀ + b ε that the denoiser gives is compared with its target: its error is that of ε times Δ/α,
-        Δ = α b − σ a (:mod:`sde_diffusion.predictions`).
+        Δ = α b − σ a (:mod:`sde_diffusion.predictions`). The factor of its square is finite, also where α reaches 0 and
+        w(t) infinity, where it is that of the SDE's ``t_max``.
         """
         level = denoiser.sde.at(t)
         here = level.like(x0)
         prediction = denoiser(here.alpha * x0 + here.sigma * eps, level, **conditions)
         name, found = next(iter(prediction.given.items()))
         a, b = VIEWS[name](here)
-        factor = here.alpha / (here.alpha * b - here.sigma * a)
-        error = mean_per_example((factor * (found - (a * x0 + b * eps))).square())
-        return self.weighting(denoiser.sde, t).to(x0) * error
+        error = found - (a * x0 + b * eps)
+        last = t.clamp_max(denoiser.sde.t_max)
+        near = here if denoiser.sde.t_max == denoiser.sde.T else denoiser.sde.at(last).like(x0)
+        a, b = VIEWS[name](near)
+        factor = near.alpha / (near.alpha * b - near.sigma * a)
+        return self.weighting(denoiser.sde, last).to(x0) * mean_per_example((factor * error).square())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_float, require_int
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 TIMES: Registry[TimeDistribution] = Registry("time distribution")
 
@@ -85,14 +85,15 @@ class Importance(TimeDistribution):
 
     For every linear SDE d log SNR/dt = −g²/σ², so these are times uniform in the log signal-to-noise ratio, and with
     the likelihood weighting each contributes the same factor (Song, Durkan et al., Section 5.1; Kingma et al. 2021).
+    Where α is 0 at T, and log SNR −∞, they end at the SDE's ``t_max``.
     """
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         u = (torch.arange(len(u), device=u.device) + u) / len(u)
-        high, low = _log_snr(sde, self.t_min, sde.T).tolist()
+        high, low = _log_snr(sde, self.t_min, sde.t_max).tolist()
         t = sde.time_of_log_snr(high + u * (low - high))
         density = (sde.coefficients(t)[1] / sde.sigma(t)) ** 2 / (high - low)
-        return t, 1.0 / (density * (sde.T - self.t_min))
+        return t, 1.0 / (density * (sde.t_max - self.t_min))
 
 
 @TIMES.register("log_normal")

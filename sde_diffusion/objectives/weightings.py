@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_float
 from sde_diffusion.registry import Registry
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 
 WEIGHTINGS: Registry[Weighting] = Registry("weighting")
 

@@ -26,7 +26,7 @@ from sde_diffusion.runs.given import as_dataset, describe_data, describe_sde
 from sde_diffusion.runs.open import load_run, pick_device, read_codec
 from sde_diffusion.runs.prior import warn_of_prior
 from sde_diffusion.runs.run import Run
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.stored_config import chosen, differences, load_config, merge
 from sde_diffusion.terminal import say
 from sde_diffusion.training import checkpoints

@@ -18,7 +18,7 @@ from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.runs.given import as_dataset
 from sde_diffusion.runs.run import Run
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.stored_config import differences, load_config
 from sde_diffusion.training import checkpoints, shipped
 from sde_diffusion.training.settings import CONFIG_FILE, GIVEN, read_settings

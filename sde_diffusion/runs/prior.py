@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.bounds import prior_kl
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.terminal import notice
 
 ALLOWED = 0.01

@@ -20,7 +20,7 @@ from sde_diffusion.records import write_record
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
-    from sde_diffusion.sdes import SDE
+    from sde_diffusion.sde import SDE
 
 STRIP_ROWS, STRIP_COLUMNS = 8, 12
 STRIP_POINTS = 500

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from sde_diffusion.chain import require_chain
 from sde_diffusion.errors import require, require_float, require_int
-from sde_diffusion.sdes import SDES, require_chain
+from sde_diffusion.sdes import SDES
 from sde_diffusion.training.loaders.descriptions import build, refuse, require_known
 
 DDPM_BETAS, LATENT_BETAS = (1e-4, 0.02, "linear"), (0.00085, 0.012, "linear")
