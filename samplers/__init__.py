@@ -8,6 +8,7 @@ from samplers.ancestral import Ancestral
 from samplers.base import SAMPLERS, Path, Sampler, SampleResult, report
 from samplers.correctors import CORRECTORS, Corrector, LangevinCorrector
 from samplers.ddim import DDIM
+from samplers.edm import EDM
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.grid import GridSampler
 from samplers.heun import Heun
@@ -27,6 +28,7 @@ register_corrector = CORRECTORS.register
 __all__ = [
     "CORRECTORS",
     "DDIM",
+    "EDM",
     "SAMPLERS",
     "Ancestral",
     "AnnealedLangevin",
