@@ -15,6 +15,7 @@ from samplers.heun import Heun
 from samplers.langevin import AnnealedLangevin
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.probability_flow import ProbabilityFlow
+from samplers.restart import Restart
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.scipy_ode import SciPyODE
 from samplers.torchsde_solvers import TorchSDE
@@ -40,6 +41,7 @@ __all__ = [
     "Path",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Restart",
     "ReverseDiffusion",
     "SampleResult",
     "Sampler",

@@ -37,7 +37,7 @@ class SampleResult:
         nfe_per_sample: evaluations that each sample needed, (B,); it differs from ``nfe`` where samples choose their
             own steps.
         network_calls: calls of the network; fewer than ``nfe`` where one call evaluates several branches.
-        times: the times visited, float64, falling; 0 at the end stands for the denoising step.
+        times: the times visited, float64, falling but where noise is added again; 0 at the end is the denoising step.
     """
 
     x: Tensor
@@ -53,7 +53,7 @@ class Path:
 
     Attributes:
         x: the state at the last time, (B, *).
-        times: the times visited, float64 on the CPU, (N,), falling.
+        times: the times visited, float64 on the CPU, (N,).
         trace: one number a step, not finite where the state was not: (N − 1,); a bad one names its step.
         needed: how many evaluations of the denoiser each sample needed, (B,), of ``asked`` for the batch; None if all.
         reasons: asked if a state is not finite, says why by the place in the batch, where the scheme knows it.
@@ -78,7 +78,7 @@ class Sampler(ABC):
     What a sampler declares about itself may depend on its options, and is checked by measurement, over the registry:
         parts: options that are parts with options of their own, and the registries that they are chosen from.
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
-        start_nfe: evaluations before the first step.
+        start_nfe: evaluations beside those of its steps, as before the first one.
         reference: author, year, arXiv id, equation.
         valid_sdes: "all", or the names of the SDEs it is valid on; it refuses others with a clear line.
     """
@@ -112,7 +112,7 @@ class Sampler(ABC):
 
     @property
     def start_nfe(self) -> int:
-        """Evaluations of the denoiser before the first step."""
+        """Evaluations of the denoiser beside those of its ``num_steps`` steps, as before the first one."""
         return 0
 
     def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
