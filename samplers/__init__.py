@@ -5,10 +5,10 @@ dataclass under ``@samplers.register("name")``.
 """
 
 from samplers.ancestral import Ancestral
-from samplers.base import SAMPLERS, Path, Sampler, SampleResult, report
+from samplers.base import NOISES, SAMPLERS, Path, Sampler, SampleResult, report
 from samplers.correctors import CORRECTORS, Corrector, LangevinCorrector
 from samplers.ddim import DDIM
-from samplers.edm import EDM
+from samplers.edm import StochasticHeun
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.grid import GridSampler
 from samplers.heun import Heun
@@ -29,7 +29,7 @@ register_corrector = CORRECTORS.register
 __all__ = [
     "CORRECTORS",
     "DDIM",
-    "EDM",
+    "NOISES",
     "SAMPLERS",
     "Ancestral",
     "AnnealedLangevin",
@@ -46,6 +46,7 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "SciPyODE",
+    "StochasticHeun",
     "TorchSDE",
     "build",
     "config",

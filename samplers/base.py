@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sde_diffusion.brownian import BrownianPath
 from sde_diffusion.denoisers import AbstractDenoiser, counted, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
@@ -25,6 +26,8 @@ from sde_diffusion.sdes import SDE
 from sde_diffusion.types import Callback, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
+NOISES = ("independent", "brownian")
+"""What draws may take their noise from: a stream of each sample, or its Brownian path."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ class Sampler(ABC):
         seed: int = 0,
         *,
         first_index: int = 0,
+        noise: str = "independent",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         callback: Callback | None = None,
@@ -160,6 +164,9 @@ class Sampler(ABC):
             shape: (B, *), the number of samples and the shape of one.
             seed: whole number ≥ 0.
             first_index: number of the first sample; the second batch of 64 has 64.
+            noise: "independent" of each step, or "brownian": increments of one path a sample
+                (:class:`~sde_diffusion.BrownianPath`), the same whatever the sampler, its grid and number of steps.
+                The start is the same for both.
             device: where to sample; by default the denoiser's.
             dtype: of the state, torch.float32 or torch.float64: fewer digits do not hold what steps add. A network
                 computes in its own.
@@ -174,12 +181,14 @@ class Sampler(ABC):
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
         require_int("first_index", first_index, 0)
         require(dtype in (torch.float32, torch.float64), "dtype", dtype, "torch.float32 or torch.float64")
-        noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
+        require(noise in NOISES, "noise", noise, " or ".join(map(repr, NOISES)))
+        indices = range(first_index, first_index + shape[0])
+        start = NoiseStream(seed, indices)
         where = denoiser.device if device is None else torch.device(device)
-        start = torch.empty(*shape, device=where, dtype=dtype)
         with torch.no_grad():
-            x = noise(start) * denoiser.sde.prior_std
-            return self.sample(denoiser, x, noise, callback=callback, **conditions)
+            x = start(torch.empty(*shape, device=where, dtype=dtype)) * denoiser.sde.prior_std
+            drawn: NoiseFn = BrownianPath(seed, indices) if noise == "brownian" else start
+            return self.sample(denoiser, x, drawn, callback=callback, **conditions)
 
     def sample(
         self,

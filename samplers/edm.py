@@ -24,7 +24,7 @@ LARGEST_CHURN = math.sqrt(2.0) - 1.0
 
 @SAMPLERS.register("edm")
 @dataclass(frozen=True, kw_only=True)
-class EDM(GridSampler[Mapping[Number, NoiseLevel]]):
+class StochasticHeun(GridSampler[Mapping[Number, NoiseLevel]]):
     """Before each step the noise is raised, ρ̂ = (1 + γ) ρ_t, then Heun's method goes from ρ̂ to ρ_s.
 
     With ρ = σ/α, on every SDE: x̂/α̂ = x_t/α_t + √(ρ̂² − ρ_t²) S_noise z, γ = min(S_churn/N, √2 − 1) where ρ_t lies in

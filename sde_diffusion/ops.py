@@ -54,6 +54,11 @@ def cos(a: Number) -> Number:
     return a.cos() if isinstance(a, Tensor) else math.cos(a)
 
 
+def atan(a: Number) -> Number:
+    """Return the arc tangent of a; ±π/2 at ±∞."""
+    return a.atan() if isinstance(a, Tensor) else math.atan(a)
+
+
 def divide(a: Number, b: Number) -> Number:
     """Return a/b; ±∞ or NaN where b is 0."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):

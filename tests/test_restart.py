@@ -96,7 +96,7 @@ def test_evaluations_are_as_declared_and_the_way_is_seen(sde: SDE, part: str, de
     result = sampler.draw(
         three_modes().denoiser(sde), (2, 2), callback=lambda step, t, x: seen.append((step, float(t[0])))
     )
-    assert result.nfe == (13 - denoise) * sampler.nfe_per_step + denoise + sampler.start_nfe
+    assert result.nfe == (13 - denoise) * (sampler.nfe_per_step or 0) + denoise + sampler.start_nfe
     assert [step for step, _ in seen] == list(range(len(result.times)))
     assert [t for _, t in seen] == result.times.tolist()
     rises = int((result.times.diff() > 0).sum())

@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from samplers import NOISES
 from sde_diffusion.commands.flags import (
     define_pretrained_flag,
     define_run_flags,
@@ -29,6 +30,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("classes", "", text, flag_values=values)
     text = "An .npz file with other conditions of the network by name, a row a sample."
     flags.DEFINE_string("conditions", "", text, flag_values=values)
+    text = "Noise of the steps: independent, or the increments of one Brownian path a sample for any number of steps."
+    flags.DEFINE_enum("noise", "independent", list(NOISES), text, flag_values=values)
     flags.DEFINE_boolean("trajectory", False, "Also write a strip of the reverse process.", flag_values=values)
 
 
@@ -50,6 +53,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         num_steps=values.steps,
         n=values.num_samples,
         batch_size=values.batch_size,
+        noise=values.noise,
         trajectory=values.trajectory,
         quiet=values.quiet,
         classes=values.classes or None,

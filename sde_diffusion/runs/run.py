@@ -148,6 +148,7 @@ class Run:
         n: int = 64,
         seed: int | None = None,
         batch_size: int = 64,
+        noise: str = "independent",
         trajectory: bool = False,
         quiet: bool = False,
         classes: Classes = None,
@@ -162,6 +163,7 @@ class Run:
             n: number of samples.
             seed: by default the configuration's.
             batch_size: samples at a time; does not change them.
+            noise: "independent", or "brownian", as of :meth:`samplers.Sampler.draw`.
             trajectory: keep the first samples' states on their way.
             quiet: no progress bar.
             classes: numbers or names of classes, which take turns, "all", or a tensor (n,) with that of each.
@@ -178,6 +180,7 @@ class Run:
         require_int("n", n, 1)
         given = conditions_of_samples(self, n, classes, conditions or {})
         how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "trajectory": trajectory, "conditions": given}
+        how["noise"] = noise
         return draw(self, sampler, n, seed=self.config.seed if seed is None else seed, **how)
 
     def likelihood(

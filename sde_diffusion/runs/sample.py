@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers import Sampler
+from samplers import NOISES, Sampler
 from sde_diffusion.errors import require_int
 from sde_diffusion.evaluation.pictures import is_picture, save_examples, save_grid, save_strip
 from sde_diffusion.files import provenance, write_atomically
@@ -41,6 +41,7 @@ class Drawn:
         strip: times and states (rows, *) of the first samples on their way, if they were asked for.
         sampler: what drew them.
         seed: of their noise.
+        noise: "independent" or "brownian".
         conditions: what they are conditioned on, by name, (n, *) each.
     """
 
@@ -51,6 +52,7 @@ class Drawn:
     strip: list[tuple[float, Tensor]]
     sampler: Sampler
     seed: int
+    noise: str
     conditions: dict[str, Any]
 
 
@@ -85,6 +87,7 @@ def draw(
     *,
     batch_size: int,
     seed: int,
+    noise: str = "independent",
     quiet: bool = False,
     trajectory: bool = False,
     first_index: int = 0,
@@ -94,6 +97,7 @@ def draw(
     """Draw ``n`` samples of a seed in batches, with a progress bar over solver steps.
 
     Args:
+        noise: as of :meth:`samplers.Sampler.draw`.
         trajectory: keep the first samples' states on their way.
         first_index: number of the first sample.
         float32: with the network in float32, whatever the configuration says.
@@ -121,15 +125,16 @@ def draw(
             start = time.perf_counter()
             shape = (min(batch_size, n - first), *run.shape)
             part = {name: value[first : first + batch_size] for name, value in (conditions or {}).items()}
+            index = first_index + first
             result = sampler.draw(
-                denoiser, shape, seed, first_index=first_index + first, device=run.device, callback=see, **part
+                denoiser, shape, seed, first_index=index, noise=noise, device=run.device, callback=see, **part
             )
             parts.append(result.x.cpu())
             seconds += time.perf_counter() - start
             nfe.append(result.nfe_per_sample.cpu())
     mean = float(torch.cat(nfe).double().mean())
     z = torch.cat(parts)
-    return Drawn(run.codec.decode(z), z, mean, seconds, strip.chosen(), sampler, seed, dict(conditions or {}))
+    return Drawn(run.codec.decode(z), z, mean, seconds, strip.chosen(), sampler, seed, noise, dict(conditions or {}))
 
 
 def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: int | None = None) -> None:
@@ -175,6 +180,7 @@ def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
         checkpoint=str(run.checkpoint),
         step=run.step,
         sampler=repr(drawn.sampler),
+        noise=drawn.noise,
         nfe=drawn.nfe,
         seconds=round(drawn.seconds, 3),
         dtype=run.dtype,
@@ -182,7 +188,8 @@ def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
     )
     steps = f"_{drawn.sampler.num_steps}" if hasattr(drawn.sampler, "num_steps") else ""
     classes = _class_words(drawn.conditions.get("classes"))
-    stem = run.workdir / "samples" / f"{name}{steps}{classes}_seed{drawn.seed}"
+    noise = "" if drawn.noise == NOISES[0] else f"_{drawn.noise}"
+    stem = run.workdir / "samples" / f"{name}{steps}{classes}{noise}_seed{drawn.seed}"
     written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".json", ".png", "_trajectory.png")]
     save_arrays(written[0], {"x": drawn.x, "z": drawn.z, **drawn.conditions}, facts)
     show(run, written[2], drawn.z, run.data_beside)
