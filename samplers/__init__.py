@@ -5,15 +5,17 @@ dataclass under ``@samplers.register("name")``.
 """
 
 from samplers.ancestral import Ancestral
-from samplers.base import SAMPLERS, Path, Sampler, SampleResult, report
+from samplers.base import NOISES, SAMPLERS, Path, Sampler, SampleResult, report
 from samplers.correctors import CORRECTORS, Corrector, LangevinCorrector
 from samplers.ddim import DDIM
+from samplers.edm import StochasticHeun
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.grid import GridSampler
 from samplers.heun import Heun
 from samplers.langevin import AnnealedLangevin
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.probability_flow import ProbabilityFlow
+from samplers.restart import Restart
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.scipy_ode import SciPyODE
 from samplers.torchsde_solvers import TorchSDE
@@ -27,6 +29,7 @@ register_corrector = CORRECTORS.register
 __all__ = [
     "CORRECTORS",
     "DDIM",
+    "NOISES",
     "SAMPLERS",
     "Ancestral",
     "AnnealedLangevin",
@@ -38,10 +41,12 @@ __all__ = [
     "Path",
     "PredictorCorrector",
     "ProbabilityFlow",
+    "Restart",
     "ReverseDiffusion",
     "SampleResult",
     "Sampler",
     "SciPyODE",
+    "StochasticHeun",
     "TorchSDE",
     "build",
     "config",

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sde_diffusion.brownian import BrownianPath
 from sde_diffusion.denoisers import AbstractDenoiser, counted, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
 from sde_diffusion.noise import NoiseStream
@@ -25,6 +26,8 @@ from sde_diffusion.sde import SDE
 from sde_diffusion.types import Callback, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
+NOISES = ("independent", "brownian")
+"""What draws may take their noise from: a stream of each sample, or its Brownian path."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class SampleResult:
         nfe_per_sample: evaluations that each sample needed, (B,); it differs from ``nfe`` where samples choose their
             own steps.
         network_calls: calls of the network; fewer than ``nfe`` where one call evaluates several branches.
-        times: the times visited, float64, falling; 0 at the end stands for the denoising step.
+        times: the times visited, float64, falling but where noise is added again; 0 at the end is the denoising step.
     """
 
     x: Tensor
@@ -53,7 +56,7 @@ class Path:
 
     Attributes:
         x: the state at the last time, (B, *).
-        times: the times visited, float64 on the CPU, (N,), falling.
+        times: the times visited, float64 on the CPU, (N,).
         trace: one number a step, not finite where the state was not: (N − 1,); a bad one names its step.
         needed: how many evaluations of the denoiser each sample needed, (B,), of ``asked`` for the batch; None if all.
         reasons: asked if a state is not finite, says why by the place in the batch, where the scheme knows it.
@@ -79,7 +82,7 @@ class Sampler(ABC):
         parts: options that are parts with options of their own, and the registries that they are chosen from.
         from_pure_noise: whether it can start where α is 0.
         host_bound: whether it computes on the host by its nature, not on the denoiser's device.
-        start_nfe: evaluations before the first step.
+        start_nfe: evaluations beside those of its steps, as before the first one.
         reference: author, year, arXiv id, equation.
         valid_sdes: "all", or the names of the SDEs it is valid on; it refuses others with a clear line.
     """
@@ -118,7 +121,7 @@ class Sampler(ABC):
 
     @property
     def start_nfe(self) -> int:
-        """Evaluations of the denoiser before the first step."""
+        """Evaluations of the denoiser beside those of its ``num_steps`` steps, as before the first one."""
         return 0
 
     def limit_variance(self, sde: SDE, t: float, variance: float) -> float:
@@ -158,6 +161,7 @@ class Sampler(ABC):
         seed: int = 0,
         *,
         first_index: int = 0,
+        noise: str = "independent",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         callback: Callback | None = None,
@@ -170,6 +174,9 @@ class Sampler(ABC):
             shape: (B, *), the number of samples and the shape of one.
             seed: whole number ≥ 0.
             first_index: number of the first sample; the second batch of 64 has 64.
+            noise: "independent" of each step, or "brownian": increments of one path a sample
+                (:class:`~sde_diffusion.BrownianPath`), the same whatever the sampler, its grid and number of steps.
+                The start is the same for both.
             device: where to sample; by default the denoiser's.
             dtype: of the state, torch.float32 or torch.float64: fewer digits do not hold what steps add. A network
                 computes in its own.
@@ -184,14 +191,16 @@ class Sampler(ABC):
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
         require_int("first_index", first_index, 0)
         require(dtype in (torch.float32, torch.float64), "dtype", dtype, "torch.float32 or torch.float64")
-        noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
+        require(noise in NOISES, "noise", noise, " or ".join(map(repr, NOISES)))
+        indices = range(first_index, first_index + shape[0])
+        start = NoiseStream(seed, indices)
         where = denoiser.device if device is None else torch.device(device)
         ok = dtype == torch.float32 or dtype == widest_float(where)
         require(ok, "dtype", dtype, f"torch.float32 on {where}, which has no float64")
-        start = torch.empty(*shape, device=where, dtype=dtype)
         with torch.no_grad():
-            x = noise(start) * denoiser.sde.prior_std
-            return self.sample(denoiser, x, noise, callback=callback, **conditions)
+            x = start(torch.empty(*shape, device=where, dtype=dtype)) * denoiser.sde.prior_std
+            drawn: NoiseFn = BrownianPath(seed, indices) if noise == "brownian" else start
+            return self.sample(denoiser, x, drawn, callback=callback, **conditions)
 
     def sample(
         self,

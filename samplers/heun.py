@@ -14,6 +14,15 @@ from sde_diffusion.ops import add_scaled, add_scaled_
 from sde_diffusion.types import NoiseFn
 
 
+def trapezoid(denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """Take ``x`` (B, *) from level ``t`` to ``s``: x_s = (α_s/α_t) x_t + α_s (ρ_s − ρ_t) ½ (ε_t + ε_s)."""
+    h = s.alpha * (s.ratio - t.ratio)
+    scaled = s.alpha / t.alpha * x
+    eps_t = denoiser(x, t).eps
+    eps_s = denoiser(add_scaled(scaled, h, eps_t), s).eps
+    return add_scaled_(add_scaled_(scaled, 0.5 * h, eps_t), 0.5 * h, eps_s)
+
+
 @SAMPLERS.register("heun")
 @dataclass(frozen=True, kw_only=True)
 class Heun(GridSampler[None]):
@@ -37,8 +46,4 @@ class Heun(GridSampler[None]):
     def step(
         self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: None, noise: NoiseFn
     ) -> tuple[Tensor, None]:
-        h = s.alpha * (s.ratio - t.ratio)
-        scaled = s.alpha / t.alpha * x
-        eps_t = denoiser(x, t).eps
-        eps_s = denoiser(add_scaled(scaled, h, eps_t), s).eps
-        return add_scaled_(add_scaled_(scaled, 0.5 * h, eps_t), 0.5 * h, eps_s), None
+        return trapezoid(denoiser, x, t, s), None

@@ -1,18 +1,30 @@
 """A Brownian path for each sample, whose increment is a function of the interval alone.
 
-By Lévy and Ciesielski a path on [0, T] is a sum of tents: with u = t/T, n = 1, 2, …, and z_{n,k} standard normal,
+It is the Wiener process w̄ of the reverse SDE, dx = [f x − g² score] dt + g dw̄, in a clock that all SDEs share. The log
+SNR λ obeys dλ = −(g²/σ²) dt on every linear SDE, so that with W a Wiener process in λ
 
-    W(t)/√T = u z₀ + Σ_n 2^{−(n+1)/2} Λ(2^{n−1} u − k) z_{n,k},   k = ⌊2^{n−1} u⌋,   Λ(v) = 1 − |2v − 1|,
+    g dw̄ = σ dW_λ :
 
-where at each time one tent of a generation is not 0. The normals are functions of (seed, sample, n, k): whoever asks
+in λ the noise enters with σ, which is continuous and bounded where g jumps (a discrete chain's) or grows without bound
+(a cosine schedule's near T). A step of size h whose standard normal noise is the increment over [λ_t, λ_s] divided by
+its standard deviation misses ∫ σ dW_λ by a variance of order h³, all steps together by an error of order h: schemes of
+strong order 1 keep it. One path is the same at equal noise whatever the SDE, its times and the grid. λ has no ends; the
+clock proper, c = ½ + atan(λ/10)/π, is a smooth function of it from 0 (no signal) to 1 (no noise).
+
+By Lévy and Ciesielski a path on [0, 1] is a sum of tents: with n = 1, 2, …, and z_{n,k} standard normal,
+
+    W(c) = c z₀ + Σ_n 2^{−(n+1)/2} Λ(2^{n−1} c − k) z_{n,k},   k = ⌊2^{n−1} c⌋,   Λ(v) = 1 − |2v − 1|,
+
+where at each c one tent of a generation is not 0. The normals are functions of (seed, sample, n, k): whoever asks
 for an interval, in whatever order and after whatever steps he has taken back, is told the same; increments over [a, b]
 and [b, c] add up to that over [a, c]; halving an interval is the Brownian bridge. After ``generations`` the rest of the
-series within a cell of T/2^generations is one tent with the variance of a bridge: exact at every single time, and for
-all times of which no two share a cell.
+series within a cell of 1/2^generations is one tent with the variance of a bridge: exact at every single c, and for
+all of which no two share a cell.
 
 References:
     P. Lévy, "Processus stochastiques et mouvement brownien", 1948; Z. Ciesielski, 1961, Bull. Acad. Pol. Sci. 9. As a
-    tree of bridges with a number for each node: X. Li et al., 2020, arXiv:2001.01328, Section 4.
+    tree of bridges with a number for each node: X. Li et al., 2020, arXiv:2001.01328, Section 4. λ as the clock: D.
+    Kingma et al., 2021, arXiv:2107.00630, Section 5. Strong order: P. Kloeden, E. Platen, 1992, Section 10.2.
 """
 
 from __future__ import annotations
@@ -23,20 +35,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require_float, require_int
+from sde_diffusion.errors import require_int
 from sde_diffusion.levels import NoiseLevel
 from sde_diffusion.noise import NoiseStream, Words, generators, sample_keys, splitmix64, stream
-from sde_diffusion.ops import Number, like, sqrt, widest_float
+from sde_diffusion.ops import Number, atan, like, sqrt, widest_float
 
 _AT_A_TIME = 1 << 18  # normals
 _STREAM = 0x42726F776E  # what parts the numbers of paths from those of noise streams under the same seed
 
 
-class BrownianPath:
-    """A path in t for each sample; a :data:`~sde_diffusion.types.NoiseFn`.
+def clock(level: NoiseLevel) -> Number:
+    """Return the clock of paths, c = ½ + atan(λ/10)/π in [0, 1], at a noise level: it runs with the reverse process."""
+    return 0.5 + atan(level.log_snr / 10.0) / math.pi
 
-    ``path(x, t, s)`` is the increment over [s, t] divided by √(t − s). Where t and s are the same it is fresh noise
-    from a stream of its own, which belongs to no interval: for a start, a corrector, an area between two increments.
+
+class BrownianPath:
+    """A path for each sample; a :data:`~sde_diffusion.types.NoiseFn`.
+
+    ``path(x, t, s)`` is the increment over [c_t, c_s] divided by √(c_s − c_t). Where t and s are the same it is fresh
+    noise from a stream of its own, which belongs to no interval: for a corrector, for noise that is added on the way,
+    for an area between two increments. Of these the n-th draw is the same in every run, so that runs of different
+    numbers of steps see the same path, but not the same fresh noise at the same time.
 
     An increment costs as much as 2 (generations + 2) draws of a noise stream, half of it where it begins at the end of
     the one before.
@@ -44,42 +63,41 @@ class BrownianPath:
     Args:
         seed: any whole number ≥ 0.
         indices: the sample numbers of the batch.
-        T: the last time; an SDE's.
-        generations: of tents; intervals shorter than T/2^generations are not resolved.
+        generations: of tents; intervals of c shorter than 1/2^generations are not resolved: at 18 a change of λ by
+            1.2e-4 (1 + λ²/100).
 
     Raises:
-        InputError: on a bad seed, T or number of generations.
+        InputError: on a bad seed or number of generations.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], T: float = 1.0, generations: int = 18) -> None:
-        require_float("T", T, 0.0, open_low=True)
+    def __init__(self, seed: int, indices: Sequence[int], generations: int = 18) -> None:
         require_int("generations", generations, 1)
         self._keys = splitmix64(sample_keys(seed, indices), torch.tensor(_STREAM))
         self._fresh = NoiseStream(stream(seed, "noise beside a path"), indices)
-        self._T, self._generations = T, generations
+        self._generations = generations
         self._words = Words(0, 0, 0, self._keys.device)
-        self._last: tuple[Number, Tensor] | None = None  # a time, and W there
+        self._last: tuple[NoiseLevel, Tensor] | None = None  # a level, and W there
 
     def __call__(self, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
-        """Return (W(t) − W(s))/√(t − s) in the shape, dtype and device of ``x`` (B, *), or fresh noise if t is s."""
+        """Return (W(c_s) − W(c_t))/√(c_s − c_t) in the shape, dtype and device of ``x`` (B, *), or fresh noise."""
         if t is s or (not isinstance(t.t, Tensor) and t.t == s.t):
             return self._fresh(x)
-        before, after = self._known(t.t, x), self.at(s.t, x)
-        self._last = s.t, after
-        return (before - after) / like(sqrt(t.t - s.t), x)
+        before, after = self._known(t, x), self.at(clock(s), x)
+        self._last = s, after
+        return (after - before) / like(sqrt(clock(s) - clock(t)), x)
 
-    def _known(self, t: Number, x: Tensor) -> Tensor:
-        """Return W(t), which may be what the last interval ended with."""
+    def _known(self, t: NoiseLevel, x: Tensor) -> Tensor:
+        """Return W at level ``t``, which may be what the last interval ended with."""
         if self._last is not None:
-            time, value = self._last
-            same = time is t or (not isinstance(time, Tensor) and not isinstance(t, Tensor) and time == t)
+            level, value = self._last
+            same = level is t or (not isinstance(level.t, Tensor) and not isinstance(t.t, Tensor) and level.t == t.t)
             if same and (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device):
                 return value
-        return self.at(t, x)
+        return self.at(clock(t), x)
 
-    def at(self, t: Number, x: Tensor) -> Tensor:
-        """Return W(t) in the shape, dtype and device of ``x`` (B, *), for a time or one of each sample, (B,)."""
-        u = (torch.as_tensor(t, dtype=widest_float(x.device)) / self._T).to(x.device).expand(len(x))
+    def at(self, c: Number, x: Tensor) -> Tensor:
+        """Return W(c) in the shape, dtype and device of ``x`` (B, *), for one c or one of each sample, (B,)."""
+        u = torch.as_tensor(c, dtype=widest_float(x.device)).to(x.device).expand(len(x))
         numbers, heights = self._tents(u)
         size = math.prod(x.shape[1:])
         rows = max(1, _AT_A_TIME // (size * len(x)))
@@ -87,7 +105,7 @@ class BrownianPath:
         for nodes, height in zip(torch.split(numbers, rows), torch.split(heights, rows), strict=True):
             z = self._normals(nodes, size).to(x.dtype)
             path += z.mul_(height.to(x.dtype)[..., None]).sum(dim=0)
-        return math.sqrt(self._T) * path.reshape(x.shape)
+        return path.reshape(x.shape)
 
     def _tents(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return number and height of the tents that are not 0 at ``u`` (B,), both (generations + 2, B)."""

@@ -59,6 +59,11 @@ def at_least(a: Number, low: float) -> Number:
     return a.clamp_min(low) if isinstance(a, Tensor) else max(a, low)
 
 
+def atan(a: Number) -> Number:
+    """Return the arc tangent of a; ±π/2 at ±∞."""
+    return a.atan() if isinstance(a, Tensor) else math.atan(a)
+
+
 def divide(a: Number, b: Number) -> Number:
     """Return a/b; ±∞ or NaN where b is 0."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from samplers import NOISES
 from sde_diffusion.commands.flags import (
     define_pretrained_flag,
     define_run_flags,
@@ -31,6 +32,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("classes", "", text, flag_values=values)
     text = "An .npz file with other conditions of the network by name, a row a sample."
     flags.DEFINE_string("conditions", "", text, flag_values=values)
+    text = "Noise of the steps: independent, or the increments of one Brownian path a sample for any number of steps."
+    flags.DEFINE_enum("noise", "independent", list(NOISES), text, flag_values=values)
     text = "Also write a few samples of the first batch on their way: a picture, and their states and times as .npz."
     flags.DEFINE_boolean("trajectory", False, text, flag_values=values)
     d = SavingOptions()
@@ -65,6 +68,7 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
         n=values.num_samples,
         batch_size=values.batch_size,
         saving=saving,
+        noise=values.noise,
         quiet=values.quiet,
         classes=values.classes or None,
         conditions=_conditions(values.conditions, values.num_samples),

@@ -150,6 +150,7 @@ class Run:
         n: int = 64,
         seed: int | None = None,
         batch_size: int = 64,
+        noise: str = "independent",
         trajectory: bool = False,
         quiet: bool = False,
         classes: Classes = None,
@@ -164,6 +165,7 @@ class Run:
             n: number of samples.
             seed: by default the configuration's.
             batch_size: samples at a time; does not change them.
+            noise: "independent", or "brownian", as of :meth:`samplers.Sampler.draw`.
             trajectory: keep the states of the first samples, of the first batch, on their way.
             quiet: no progress bar.
             classes: numbers or names of classes, which take turns, "all", or a tensor (n,) with that of each.
@@ -180,6 +182,7 @@ class Run:
         require_int("n", n, 1)
         given = conditions_of_samples(self, n, classes, conditions or {})
         how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "trajectory": trajectory, "conditions": given}
+        how["noise"] = noise
         return draw(self, sampler, n, seed=self.config.seed if seed is None else seed, **how)
 
     def save_samples(
@@ -190,6 +193,7 @@ class Run:
         n: int = 64,
         seed: int | None = None,
         batch_size: int = 64,
+        noise: str = "independent",
         saving: SavingOptions | None = None,
         quiet: bool = False,
         classes: Classes = None,
@@ -203,7 +207,7 @@ class Run:
 
         Args:
             saving: where they are written, and how.
-            sampler, num_steps, n, seed, batch_size, quiet, classes, conditions, options: as of :meth:`sample`.
+            sampler, num_steps, n, seed, batch_size, noise, quiet, classes, conditions, options: as of :meth:`sample`.
 
         Raises:
             InputError: on what :meth:`sample` refuses, if another draw is there, or files of which no record tells.
@@ -212,7 +216,7 @@ class Run:
             sampler = self.sampler(sampler, num_steps, **options)
         require_int("n", n, 1)
         given = conditions_of_samples(self, n, classes, conditions or {})
-        how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "conditions": given}
+        how: dict[str, Any] = {"batch_size": batch_size, "noise": noise, "quiet": quiet, "conditions": given}
         seed = self.config.seed if seed is None else seed
         return save_samples(self, sampler, n, saving or SavingOptions(), seed=seed, **how)
 

@@ -64,6 +64,7 @@ class Drawn:
         strip: the first samples on their way, if that was asked for.
         sampler: what drew them.
         seed: of their noise.
+        noise: "independent" or "brownian".
         conditions: what they are conditioned on, by name, (n, *) each.
     """
 
@@ -74,6 +75,7 @@ class Drawn:
     strip: Strip | None
     sampler: Sampler
     seed: int
+    noise: str
     conditions: dict[str, Any]
 
 
@@ -117,6 +119,7 @@ def draw(
     *,
     batch_size: int,
     seed: int,
+    noise: str = "independent",
     quiet: bool = False,
     trajectory: bool = False,
     first_index: int = 0,
@@ -127,6 +130,7 @@ def draw(
     """Draw ``n`` samples of a seed in batches, with a progress bar over solver steps.
 
     Args:
+        noise: as of :meth:`samplers.Sampler.draw`.
         trajectory: keep the states of the first samples, of the first batch, on their way.
         first_index: number of the first sample.
         float32: with the network in float32, whatever the configuration says.
@@ -158,6 +162,7 @@ def draw(
                 (last - first, *run.shape),
                 seed,
                 first_index=first_index + first,
+                noise=noise,
                 device=run.device,
                 callback=see,
                 **part,
@@ -166,7 +171,7 @@ def draw(
             seconds += time.perf_counter() - start
     x = torch.cat([run.codec.decode(part) for part in torch.split(z, batch_size)])
     strip = way.strip(denoiser.sde) if trajectory else None
-    return Drawn(x, z, float(nfe.mean()), seconds, strip, sampler, seed, dict(conditions or {}))
+    return Drawn(x, z, float(nfe.mean()), seconds, strip, sampler, seed, noise, dict(conditions or {}))
 
 
 def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: int | None = None) -> None:

@@ -94,19 +94,21 @@ def save_samples(
     seed: int,
     batch_size: int,
     conditions: Mapping[str, Tensor],
+    noise: str = "independent",
     quiet: bool = False,
 ) -> Saved:
     """Draw what there is not yet of ``n`` samples, and write it.
 
     Args:
         conditions: what the samples are conditioned on, (n, *) each.
+        noise: as of :meth:`samplers.Sampler.draw`.
 
     Raises:
         InputError: if another draw is there, or files of which no record tells; on pictures of what is none.
         Stopped: on Ctrl-C and SIGTERM, after whole shards.
     """
     require_int("batch_size", batch_size, 1)
-    saving = _Saving(run, sampler, n, options, seed, batch_size, conditions)
+    saving = _Saving(run, sampler, n, options, seed, batch_size, conditions, noise)
     files = saving.files
     with one_writer(files.stem.parent, files.stem.name):
         record = saving.found()
@@ -128,15 +130,16 @@ class _Saving:
         seed: int,
         batch_size: int,
         conditions: Mapping[str, Tensor],
+        noise: str,
     ) -> None:
         drawable = options.format != "png" or (run.levels is not None and is_picture(run.shape))
         expected = f"npz, for samples of shape {run.shape} are no pictures of grey levels"
         require(drawable, "format", options.format, expected)
         self.run, self.sampler, self.n, self.options = run, sampler, n, options
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.noise = seed, batch_size, noise
         self.conditions = {name: values.cpu() for name, values in conditions.items()}
         size = min(options.shard_size, n)
-        layout = {"format": options.format, "shard_size": size}
+        layout = {"noise": noise, "format": options.format, "shard_size": size}
         self.identity = identity(run, sampler, n, seed, self.conditions, layout)
         name = name_of_draw(run, sampler, n, seed, self.conditions, self.identity)
         stem = options.out / "samples" if options.out else run.workdir / "samples" / name
@@ -204,6 +207,7 @@ class _Saving:
             count,
             batch_size=self.batch_size,
             seed=self.seed,
+            noise=self.noise,
             trajectory=self.options.trajectory and first == 0,
             first_index=first,
             conditions={name: values[first:last] for name, values in self.conditions.items()},
