@@ -8,6 +8,7 @@ from samplers.ancestral import Ancestral
 from samplers.base import SAMPLERS, Path, Sampler, SampleResult, report
 from samplers.correctors import CORRECTORS, Corrector, LangevinCorrector
 from samplers.ddim import DDIM
+from samplers.dpm_solver import DPMSolver
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.grid import GridSampler
 from samplers.heun import Heun
@@ -15,8 +16,10 @@ from samplers.langevin import AnnealedLangevin
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.probability_flow import ProbabilityFlow
 from samplers.reverse_diffusion import ReverseDiffusion
+from samplers.sa_solver import SASolver
 from samplers.scipy_ode import SciPyODE
 from samplers.torchsde_solvers import TorchSDE
+from samplers.unipc import UniPC
 
 register = SAMPLERS.register
 names = SAMPLERS.names
@@ -31,6 +34,7 @@ __all__ = [
     "Ancestral",
     "AnnealedLangevin",
     "Corrector",
+    "DPMSolver",
     "EulerMaruyama",
     "GridSampler",
     "Heun",
@@ -39,10 +43,12 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReverseDiffusion",
+    "SASolver",
     "SampleResult",
     "Sampler",
     "SciPyODE",
     "TorchSDE",
+    "UniPC",
     "build",
     "config",
     "names",
