@@ -8,11 +8,14 @@ from samplers.ancestral import Ancestral
 from samplers.base import SAMPLERS, Path, Sampler, SampleResult, report
 from samplers.correctors import CORRECTORS, Corrector, LangevinCorrector
 from samplers.ddim import DDIM
+from samplers.deis import DEIS
 from samplers.dpm_solver import DPMSolver
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.grid import GridSampler
 from samplers.heun import Heun
+from samplers.ipndm import IPNDM
 from samplers.langevin import AnnealedLangevin
+from samplers.multistep import Multistep
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.probability_flow import ProbabilityFlow
 from samplers.reverse_diffusion import ReverseDiffusion
@@ -30,6 +33,8 @@ register_corrector = CORRECTORS.register
 __all__ = [
     "CORRECTORS",
     "DDIM",
+    "DEIS",
+    "IPNDM",
     "SAMPLERS",
     "Ancestral",
     "AnnealedLangevin",
@@ -39,6 +44,7 @@ __all__ = [
     "GridSampler",
     "Heun",
     "LangevinCorrector",
+    "Multistep",
     "Path",
     "PredictorCorrector",
     "ProbabilityFlow",

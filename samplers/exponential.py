@@ -154,11 +154,16 @@ def single_step(
     x: Tensor,
     t: NoiseLevel,
     s: NoiseLevel,
-    node: Node,
+    value: Tensor,
     between: Sequence[NoiseLevel],
 ) -> Tensor:
-    """Take a Runge-Kutta step, an evaluation for each stage of ``between``: order 2 with one, 3 with two at thirds."""
-    nodes = [node]
+    """Take a Runge-Kutta step: order 2 with one stage, 3 with two at thirds, an evaluation each.
+
+    Args:
+        value: the prediction at ``t``, in the given form.
+        between: the levels of the stages.
+    """
+    nodes = [(half_log_snr(t), value)]
     for stage in between:
         inner = advance(form, x, t, stage, nodes)
         nodes.append((half_log_snr(stage), denoiser(inner, stage).view(form)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -63,12 +64,13 @@ class Multistep(GridSampler[History]):
 
     Args:
         solver_order: number of predictions that a step is made of ≥ 1.
-        start: how the first ones are come by: "paper", by steps of lower order, which leave order 2 at most, with a
-            corrector 3; or "single_step", by Runge-Kutta steps of one order less than the whole, with stages of their own.
+        start: how the first ones are come by: "paper", by steps of lower order, which leave order 2 at most, 3 with a
+            corrector; or "single_step", by Runge-Kutta steps of one order less than the whole with stages of their own.
         lower_order_final: below 15 steps, E[x₀ | x] among them, the last has order 1 and the one before it 2 at most.
     """
 
     nfe_per_step = 1
+    highest: ClassVar[int] = 3
 
     grid: str = "log_snr"
     solver_order: int = 2
@@ -78,7 +80,7 @@ class Multistep(GridSampler[History]):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_int("solver_order", self.solver_order, 1)
-        require(self.solver_order <= 3, "solver_order", self.solver_order, "1, 2 or 3")
+        require(self.solver_order <= self.highest, "solver_order", self.solver_order, f"1 to {self.highest}")
         require(self.start in STARTS, "start", self.start, "'paper' or 'single_step'")
         flag = self.lower_order_final
         require(isinstance(flag, bool), "lower_order_final", flag, "True or False")
@@ -117,9 +119,8 @@ class Multistep(GridSampler[History]):
         """2 at most with noise, and what the steps at the start leave: a lower one of local order 2, corrected 3."""
         if self.stochastic:
             return min(self.full_order, 2)
-        return (
-            min(self.full_order, 3 if self.corrector_nodes(1) > 1 else 2) if self.start == "paper" else self.full_order
-        )
+        left = 3 if self.corrector_nodes(1) > 1 else 2
+        return min(self.full_order, left) if self.start == "paper" else self.full_order
 
     @property
     def stochastic(self) -> bool:
@@ -139,14 +140,14 @@ class Multistep(GridSampler[History]):
     def step(
         self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: History, noise: NoiseFn
     ) -> tuple[Tensor, History]:
-        node = half_log_snr(t), denoiser(x, t).view(self.prediction)
+        node = self.place(t), denoiser(x, t).view(self.prediction)
         x = self._correct(x, t, node, state)
         nodes = (node, *state.nodes[: self.solver_order - 1])
         order = min(len(nodes), state.left) if state.few else len(nodes)
         if state.start:
-            new = single_step(denoiser, self.prediction, x, t, s, node, state.start[0])
+            new = single_step(denoiser, self.prediction, x, t, s, node[1], state.start[0])
         else:
-            new = self.advance(x, t, s, nodes[:order])
+            new = self.advance(x, t, s, nodes[:order], state)
         z = None
         if self.stochastic:
             z = noise(x, t, s) * noise_std(self.prediction, t, s, self.noise_strength)
@@ -155,8 +156,12 @@ class Multistep(GridSampler[History]):
         last = Taken(t, x, z, order) if corrected else None
         return new, replace(state, left=state.left - 1, nodes=nodes, last=last, start=state.start[1:])
 
-    def advance(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node]) -> Tensor:
-        """Return x_s without its noise, from predictions of which the first is at ``t``."""
+    def place(self, t: NoiseLevel) -> float:
+        """Return where a prediction lies that a polynomial goes through: λ."""
+        return half_log_snr(t)
+
+    def advance(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], state: History) -> Tensor:
+        """Return x_s without its noise, from predictions by :meth:`place`, of which the first is at ``t``."""
         return advance(self.prediction, x, t, s, nodes, self.noise_strength, self.two_node_rule)
 
     def _correct(self, x: Tensor, t: NoiseLevel, node: Node, state: History) -> Tensor:
@@ -165,5 +170,5 @@ class Multistep(GridSampler[History]):
         if last is None:
             return x
         past = state.nodes[: self.corrector_nodes(last.order) - 1]
-        better = self.advance(last.x, last.t, t, (*past[:1], node, *past[1:]))
+        better = self.advance(last.x, last.t, t, (*past[:1], node, *past[1:]), state)
         return better if last.noise is None else add_scaled_(better, 1.0, last.noise)
