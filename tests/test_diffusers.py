@@ -16,6 +16,8 @@ Conventions that differ, and how they are mapped here:
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 
 import samplers
 import sde_diffusion as sd
+from samplers.exponential import half_log_snr
+from sde_diffusion.denoisers import Wrapper
 from sde_diffusion.sdes import DDPMChain
 
 diffusers = pytest.importorskip("diffusers")
@@ -188,3 +192,162 @@ def test_their_float32_tables_are_near() -> None:
     times = times_of(torch.arange(1000))
     ours = DDPMChain.linear().alpha(times) ** 2
     torch.testing.assert_close(scheduler.alphas_cumprod.double(), ours, rtol=1000 * 6e-8, atol=0.0)
+
+
+def fast_pair(scheduler_class: Any, net: Net, num_steps: int, **options: Any) -> tuple[Any, sd.Denoiser, Tensor]:
+    """A scheduler that is set to ``num_steps`` steps, with σ/α in float64, our denoiser, and the same times."""
+    usual = {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
+    known = inspect.signature(scheduler_class.__init__).parameters
+    options = {name: value for name, value in usual.items() if name in known} | options
+    scheduler = scheduler_class(num_train_timesteps=1000, beta_schedule="linear", **options)
+    denoiser = sd.Denoiser(net, DDPMChain(scheduler.betas.double()), noise_label="discrete")
+    scheduler.set_timesteps(num_steps)
+    times = times_of(scheduler.timesteps)
+    ratios = torch.tensor([level.ratio for level in denoiser.sde.levels(times)], dtype=torch.float64)
+    scheduler.sigmas = torch.cat([ratios, ratios.new_zeros(1)])
+    return scheduler, denoiser, times
+
+
+def their_steps(scheduler: Any, net: Net, x: Tensor, count: int) -> Tensor:
+    """The state after ``count`` steps of theirs."""
+    for index in scheduler.timesteps[:count]:
+        x = scheduler.step(net(x, index), index, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 20])
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize(
+    ("form", "order", "rule"),
+    [(form, order, rule) for form in ("x0", "eps") for order, rule in ((1, "midpoint"), (2, "midpoint"), (2, "exact"))],
+)
+def test_dpm_solver_is_their_multistep(
+    form: str, order: int, rule: str, stochastic: bool, num_steps: int, net: Net, start: Tensor, monkeypatch: Any
+) -> None:
+    """ "exact" is their "heun". In the ε-form their step to σ = 0 is not the posterior mean: it is left out."""
+    algorithm = ("sde-" if stochastic else "") + ("dpmsolver++" if form == "x0" else "dpmsolver")
+    how = {"algorithm_type": algorithm, "solver_order": order, "solver_type": {"exact": "heun"}.get(rule, rule)}
+    if form == "eps":
+        how |= {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+    scheduler, denoiser, times = fast_pair(diffusers.DPMSolverMultistepScheduler, net, num_steps, **how)
+    noise = SharedNoise(num_steps)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", noise.randn_tensor)
+    whole = form == "x0"
+    options = {"solver_order": order, "form": form, "rule": rule, "tau": float(stochastic), "denoise": whole}
+    sampler = samplers.build("dpm_solver", lower_order_final=whole, **options)
+    expected = their_steps(scheduler, net, start, num_steps if whole else num_steps - 1)
+    result = sampler.sample(denoiser, start, noise, times=times)
+    torch.testing.assert_close(result.x, expected, rtol=1e-4, atol=1e-5)  # theirs steps in float32
+    assert result.nfe == num_steps - (not whole)
+
+
+class Recording(Wrapper):
+    """Keeps what was predicted of x₀."""
+
+    def __init__(self, denoiser: sd.Denoiser) -> None:
+        super().__init__(denoiser)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor, t: Any, **conditions: Any) -> sd.Prediction:
+        found = self.denoiser(x, t, **conditions)
+        self.seen.append(found.x0)
+        return found
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_where_their_third_order_leaves_the_polynomial(
+    stochastic: bool, net: Net, start: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs gives the curvature half its weight, and on the SDE one less than that.
+
+    Through the predictions at u = 0, −r₀ and −r₀ − r₁ goes m₀ + D₁ u + D u², D = (D₁₀ − D₁₁)/(r₀ + r₁): so far theirs.
+    Then M = ∫ ζ e^{−ζ(1−u)} u² du = 1 − 2(1 − (1 − e^{−ζ})/ζ)/ζ multiplies D. Theirs has M/2 (that for m″ = 2D, which
+    singlestep has), and on the SDE, whose ½ has the other sign, M/2 − 1. The order that is left is 2, and 1.
+    """
+    how = {"algorithm_type": "sde-dpmsolver++" if stochastic else "dpmsolver++", "lower_order_final": False}
+    scheduler, denoiser, times = fast_pair(diffusers.DPMSolverMultistepScheduler, net, 4, solver_order=3, **how)
+    noise = SharedNoise(3)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", noise.randn_tensor)
+    expected = their_steps(scheduler, net, start, 3)
+    recording = Recording(denoiser)
+    options = {"solver_order": 3, "tau": float(stochastic), "denoise": False, "lower_order_final": False}
+    found = samplers.build("dpm_solver", **options).sample(recording, start, noise, times=times).x
+    a, b, c, d = (half_log_snr(level) for level in denoiser.sde.levels(times))
+    m2, m1, m0 = recording.seen
+    second = ((m0 - m1) / (c - b) - (m1 - m2) / (b - a)) / (c - a) * (d - c) ** 2
+    zeta = (1.0 + stochastic) * (d - c)
+    whole = 1.0 - 2.0 * (1.0 + math.expm1(-zeta) / zeta) / zeta
+    theirs = whole / 2.0 - stochastic
+    assert float((found - expected).abs().max()) > 0.01  # it can be seen
+    alpha = float(denoiser.sde.alpha(times[3]))
+    torch.testing.assert_close(found - alpha * (whole - theirs) * second, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [4, 7, 9, 20])
+@pytest.mark.parametrize(("order", "rule"), [(1, "midpoint"), (2, "midpoint"), (2, "exact"), (3, "exact")])
+def test_dpm_solver_is_their_singlestep(order: int, rule: str, num_steps: int, net: Net, start: Tensor) -> None:
+    """Where a step of ours and one of theirs end together; 3S in their "heun", the polynomial through all nodes.
+
+    Their 3S "midpoint" takes the slope to the stage at r₂ as if at its middle, which the paper's Algorithm 2 of
+    DPM-Solver (line 9) does not.
+    """
+    how = {"solver_order": order, "solver_type": {"exact": "heun"}.get(rule, rule), "lower_order_final": True}
+    scheduler, denoiser, times = fast_pair(diffusers.DPMSolverSinglestepScheduler, net, num_steps, **how)
+    count = (num_steps - 1) // order * order
+    expected = their_steps(scheduler, net, start, count)
+    sampler = samplers.build("dpm_solver", method="singlestep", solver_order=order, rule=rule, denoise=False)
+    torch.testing.assert_close(sampler.sample(denoiser, start, zero, times=times[: count + 1]).x, expected, **CLOSE)
+
+
+def zero(x: Tensor, t: Any, s: Any) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def states(sampler: samplers.Sampler, denoiser: sd.Denoiser, start: Tensor, times: Tensor) -> list[Tensor]:
+    """The states of ours along the grid, the start first, and the posterior mean last."""
+    seen: list[Tensor] = []
+    sampler.sample(denoiser, start, zero, times=times, callback=lambda step, t, x: seen.append(x.clone()))  # type: ignore[call-arg]
+    return seen
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("form", ["x0", "eps"])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_is_theirs(order: int, variant: str, form: str, num_steps: int, net: Net, start: Tensor) -> None:
+    """Theirs to σ = 0, where h is infinite, is the posterior mean with x₀ and B(h) = eʰ − 1 alone."""
+    how = {"solver_order": order, "solver_type": variant, "predict_x0": form == "x0"}
+    scheduler, denoiser, times = fast_pair(diffusers.UniPCMultistepScheduler, net, num_steps, **how)
+    whole = form == "x0" and variant == "bh2"
+    count = num_steps if whole else num_steps - 1
+    sampler = samplers.build("unipc", solver_order=order, variant=variant, form=form)
+    found = states(sampler, denoiser, start, times)[count]
+    torch.testing.assert_close(found, their_steps(scheduler, net, start, count), **CLOSE)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 20])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_is_theirs(order: int, num_steps: int, net: Net, start: Tensor) -> None:
+    """Theirs is the polynomial in log(σ/α); its last step to σ = 0 is left out, as log σ is infinite there."""
+    how = {"solver_order": order, "lower_order_final": False}
+    scheduler, denoiser, times = fast_pair(diffusers.DEISMultistepScheduler, net, num_steps, **how)
+    expected = their_steps(scheduler, net, start, num_steps - 1)
+    sampler = samplers.build("deis", solver_order=order, polynomial="log_rho", denoise=False, lower_order_final=False)
+    torch.testing.assert_close(sampler.sample(denoiser, start, zero, times=times).x, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 4, 10])
+def test_ipndm_is_theirs(num_steps: int, net: Net, start: Tensor) -> None:
+    """Theirs takes a v-network and any α and σ; its last step, to σ = 0 by a mean of predictions, is left out."""
+    sde = sd.DDPMChain.linear()
+    denoiser = sd.Denoiser(net, sde, prediction="v", noise_label="discrete")
+    times = torch.linspace(1.0, 0.1, num_steps, dtype=torch.float64).mul(1000.0).round() / 1000.0
+    levels = sde.levels(times)
+    scheduler = diffusers.IPNDMScheduler()
+    scheduler.set_timesteps(num_steps)
+    scheduler.alphas = torch.tensor([level.alpha for level in levels] + [1.0], dtype=torch.float64)
+    scheduler.betas = torch.tensor([level.sigma for level in levels] + [0.0], dtype=torch.float64)
+    scheduler.timesteps = times * 1000.0 - 1.0
+    expected = their_steps(scheduler, net, start, num_steps - 1)
+    result = samplers.build("ipndm", denoise=False).sample(denoiser, start, zero, times=times)
+    torch.testing.assert_close(result.x, expected, **CLOSE)
