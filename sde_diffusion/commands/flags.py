@@ -32,7 +32,7 @@ def define_run_flags(values: flags.FlagValues, workdir: str | None = None) -> No
     flags.DEFINE_string("workdir", workdir, "Folder of the run.", flag_values=values)
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda", "mps"], "Where to compute.", flag_values=values)
     flags.DEFINE_integer("seed", None, "Seed of everything random; by default the configuration's.", flag_values=values)
-    flags.DEFINE_boolean("quiet", False, "No progress bar.", flag_values=values)
+    flags.DEFINE_boolean("quiet", False, "No progress bar, or in a log file no line a minute.", flag_values=values)
 
 
 def define_pretrained_flag(values: flags.FlagValues) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.data.base import CLASSES, DATASETS, Dataset, count_test
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.terminal import progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -150,14 +151,13 @@ def _read(root: str, names: list[str], shape: tuple[int, int, int], fit: str, qu
     Raises:
         InputError: names all files that cannot be read, or else, with ``fit="none"``, all of another size.
     """
-    from tqdm import tqdm
-
     channels, height, width = shape
     folder, formats = Path(root).expanduser(), _picture_formats()[0]
     images = torch.empty(len(names), *shape, dtype=torch.uint8)
     unreadable, others = [], []
-    silent = True if quiet or len(names) < _PROGRESS_FROM else None  # None: only on a terminal
-    for i, name in enumerate(tqdm(names, desc="reading pictures", unit="file", disable=silent)):
+    bar = progress(len(names), "file", "reading pictures", quiet or len(names) < _PROGRESS_FROM)
+    for i, name in enumerate(names):
+        bar.update()
         try:
             image = _open(folder / name, channels, formats)
         except Exception as error:  # Pillow's decoders raise many kinds, and only the file's name helps
@@ -168,6 +168,7 @@ def _read(root: str, names: list[str], shape: tuple[int, int, int], fit: str, qu
             continue
         pixels = np.array(_fitted(image, height, width, fit)).reshape(height, width, channels)
         images[i] = torch.from_numpy(pixels.transpose(2, 0, 1))
+    bar.close()
     require(not unreadable, "root", root, "pictures that can be read", f"repair or remove {_listed(unreadable)}")
     expected = f"only pictures of {height}×{width} pixels (height×width), not {_listed(others)}"
     require(not others, "fit", fit, expected, "resize these, or let fit be crop, pad or stretch")
@@ -213,7 +214,7 @@ def image_folder(
         image_size: height and width afterwards, pixels: one number for both, or (height, width).
         channels: 1 for grey or 3 for RGB.
         test_fraction: share of the pictures held out, in (0, 1), unless folders say which are.
-        quiet: no progress bar on stderr (without it there is one from 1000 files, on a terminal).
+        quiet: no progress bar on stderr (without it there is one from 1000 files).
         fit: "crop": the largest central part of the wanted aspect ratio, resized; "pad": the whole picture, resized to
             fit inside, with white around; "stretch": the whole picture, resized whatever its aspect ratio; "none": as
             it is, and all must have exactly ``image_size``.

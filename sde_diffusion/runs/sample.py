@@ -19,6 +19,7 @@ from sde_diffusion.files import provenance, write_atomically
 from sde_diffusion.ops import column
 from sde_diffusion.records import write_record
 from sde_diffusion.stored_config import chosen
+from sde_diffusion.terminal import progress
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -99,8 +100,6 @@ def draw(
         float32: with the network in float32, whatever the configuration says.
         conditions: what the samples are conditioned on, (n, *) each.
     """
-    from tqdm import tqdm
-
     require_int("n", n, 1)
     require_int("batch_size", batch_size, 1)
     denoiser = run.float32 if float32 else run.denoiser_of(sampler)
@@ -110,11 +109,11 @@ def draw(
     steps = sampler.num_steps if hasattr(sampler, "num_steps") else None
     total = steps * -(-n // batch_size) if steps else None
     seconds = 0.0
-    with tqdm(total=total, unit="step", disable=quiet, desc="sample", leave=False) as progress:
+    with progress(total, "step", "sample", quiet) as bar:
         for first in range(0, n, batch_size):
 
             def see(step: int, t: Tensor, x: Tensor, first: int = first) -> None:
-                progress.update(int(step > 0))
+                bar.update(int(step > 0))
                 if trajectory and first == 0:
                     strip.add(t, x)
 

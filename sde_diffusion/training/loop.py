@@ -17,6 +17,7 @@ from sde_diffusion.files import write_atomically
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.objectives import Objective
 from sde_diffusion.records import as_line, read_lines
+from sde_diffusion.terminal import progress
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.interrupts import Interrupts, Stopped
@@ -165,11 +166,9 @@ def train(
         InputError: if the loss is not finite: names the step; the last checkpoint is kept.
         Stopped: on Ctrl-C or SIGTERM, at the end of a step, which is saved.
     """
-    from tqdm import tqdm
-
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
-    progress = tqdm(total=options.num_steps, initial=state.step, unit="step", disable=quiet, desc="train")
+    bar = progress(options.num_steps, "step", "train", quiet, done=state.step, leave=True)
     state.network.train()
     try:
         with Interrupts() as interrupts:
@@ -181,8 +180,8 @@ def train(
                 if save or state.step % options.log_every == 0:
                     mean = _mean_loss(recent, state.step, workdir)
                     log.write(state.step, {"loss": mean, "learning_rate": options.rate(state.step - 1)})
-                    progress.update(len(recent))
-                    progress.set_postfix(loss=f"{mean:.4f}")
+                    bar.update(len(recent))
+                    bar.set_postfix(loss=f"{mean:.4f}")
                     recent.clear()
                 if save:
                     kept = checkpoints.save(workdir, state, options.keep, settings)
@@ -190,7 +189,7 @@ def train(
                     text = f"stopped at step {state.step}, saved in {kept}; the same command goes on from there"
                     raise Stopped(text, stopped)
     finally:
-        progress.close()
+        bar.close()
         log.close()
 
 
