@@ -12,7 +12,7 @@ from torch import Tensor
 import samplers
 from samplers import Sampler
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import define_run_flags
+from sde_diffusion.commands.flags import define_run_flags, training_config
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import setting_text
 from sde_diffusion.evaluation.distances import energy_distance, nearest_distances
@@ -41,6 +41,8 @@ PLAN: dict[str, list[float]] = {
 NUM_SCORED = 128
 """Held-out examples whose likelihood is computed; ``sde-diffusion likelihood`` does them all."""
 GRID = 64
+base_config = training_config
+"""Which the command line asks for."""
 
 
 def define_flags(values: flags.FlagValues) -> None:

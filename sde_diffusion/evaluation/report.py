@@ -41,7 +41,7 @@ from sde_diffusion.evaluation.pictures import is_picture
 from sde_diffusion.evaluation.sweep import ALIKE, PICTURES, RECORD, TRAJECTORY, Row, picture_of, read_rows
 from sde_diffusion.evaluation.uncertainty import plus_minus
 from sde_diffusion.files import provenance, write_atomically
-from sde_diffusion.training.loop import read_log
+from sde_diffusion.training.log import read_log
 from sde_diffusion.training.settings import is_run, read_settings
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
