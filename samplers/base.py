@@ -8,6 +8,7 @@ which owns the only loop over a time grid; those that choose their own times wri
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sde_diffusion.denoisers import AbstractDenoiser, counted, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.memory import require_memory
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import clock_dtype, host_bool
 from sde_diffusion.registry import Registry
@@ -174,8 +176,10 @@ class Sampler(ABC):
         require(ok, "shape", tuple(shape), "positive whole numbers (B, *)", "for example (16, 1, 8, 8)")
         require_int("first_index", first_index, 0)
         require(dtype in (torch.float32, torch.float64), "dtype", dtype, "torch.float32 or torch.float64")
-        noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
         where = denoiser.device if device is None else torch.device(device)
+        # At the least the state, noise, and what is predicted:
+        require_memory("shape", tuple(shape), 3 * math.prod(shape) * dtype.itemsize, "lower the batch size", where)
+        noise = NoiseStream(seed, range(first_index, first_index + shape[0]))
         start = torch.empty(*shape, device=where, dtype=dtype)
         with torch.no_grad():
             x = noise(start) * denoiser.sde.prior_std

@@ -23,6 +23,7 @@ from sde_diffusion.denoisers import AbstractDenoiser, Denoiser
 from sde_diffusion.errors import InputError, require, require_int
 from sde_diffusion.guidance import GUIDANCE, THRESHOLDS
 from sde_diffusion.labels import NOISE_LABELS
+from sde_diffusion.memory import bounded_network
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.networks.execution import execute, lay_out
 from sde_diffusion.objectives import OBJECTIVES, Objective
@@ -178,15 +179,21 @@ def network_name(config: ConfigDict, shape: tuple[int, ...]) -> str:
     return name if name != AUTO else "mlp" if len(shape) == 1 else "unet"
 
 
-def build_network(config: ConfigDict, shape: tuple[int, ...] | None = None) -> nn.Module:
+def build_network(config: ConfigDict, shape: tuple[int, ...] | None = None, copies: int = 1) -> nn.Module:
     """Build ``config.network``, convolutions on pictures in channels-last layout.
 
     Args:
         shape: of one example; by default that of ``config.data``.
+        copies: how often its weights will be held on the CPU.
+
+    Raises:
+        InputError: if they do not fit, before they do.
     """
     shape = shape or data_shape(config)[0]
     name = network_name(config, shape)
-    network = NETWORKS.build(name, **{**config.network.get(name, ConfigDict()).to_dict(), "shape": shape})
+    options = config.network.get(name, ConfigDict()).to_dict()
+    with bounded_network(f"network.{name}", options, copies):
+        network = NETWORKS.build(name, **{**options, "shape": shape})
     return lay_out(network, "channels_last")
 
 

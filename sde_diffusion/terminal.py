@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from sde_diffusion.errors import InputError
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -25,6 +27,12 @@ def say(text: str, quiet: bool = False) -> None:
 def notice(text: str) -> None:
     """Print in one line on standard error what was not as it should be, though the work goes on."""
     print(f"sde-diffusion: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def left_out(what: str, error: Exception) -> None:
+    """Say that something beside the work could not be done, which goes on without it."""
+    kind = "" if isinstance(error, (OSError, InputError)) else f"{type(error).__name__}: "
+    notice(f"{what} is left out: {kind}{error}")
 
 
 class _Lines:

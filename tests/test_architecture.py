@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "errors": 0, "terminal": 0, "ops": 0, "registry": 0, "levels": 0, "types": 0, "noise": 0, "brownian": 0,
+    "memory": 0,
     "sdes": 1,
     "labels": 2, "predictions": 2, "denoisers": 2, "timesteps": 2, "ode": 2,
     "reverse": 3, "analytic": 3, "bounds": 3,

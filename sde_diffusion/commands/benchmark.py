@@ -80,4 +80,5 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     for sentence in recommendation(points(rows), metric):
         say(sentence, quiet)
     look = f"sde-diffusion report --workdir={opened.workdir}"
-    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {opened.workdir}; look: {look}", quiet)
+    written = [name for name in (RECORD, "benchmark.csv", "benchmark.png") if (opened.workdir / name).exists()]
+    say(f"wrote {', '.join(written)} in {opened.workdir}; look: {look}", quiet)

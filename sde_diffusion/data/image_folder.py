@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.data.base import CLASSES, DATASETS, Dataset, count_test
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.memory import require_memory
 from sde_diffusion.terminal import progress
 
 if TYPE_CHECKING:
@@ -153,6 +155,7 @@ def _read(root: str, names: list[str], shape: tuple[int, int, int], fit: str, qu
     """
     channels, height, width = shape
     folder, formats = Path(root).expanduser(), _picture_formats()[0]
+    require_memory("image_size", (height, width), len(names) * math.prod(shape), "take smaller ones")
     images = torch.empty(len(names), *shape, dtype=torch.uint8)
     unreadable, others = [], []
     bar = progress(len(names), "file", "reading pictures", quiet or len(names) < _PROGRESS_FROM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,11 @@ from sde_diffusion.sdes import SDE
 from sde_diffusion.stored_config import chosen, merge
 from sde_diffusion.terminal import say
 from sde_diffusion.training import checkpoints
-from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.checkpoints import Checkpoint, TrainingState
 from sde_diffusion.training.ema import EMA
-from sde_diffusion.training.loop import TrainingOptions, make_optimizer, train
+from sde_diffusion.training.loop import TrainingOptions, losses_of_step, make_optimizer, train
 from sde_diffusion.training.restore import fill, restore
+from sde_diffusion.training.room import COPIES, require_room
 from sde_diffusion.training.settings import GIVEN, is_run, read_settings
 
 if TYPE_CHECKING:
@@ -66,50 +68,73 @@ def train_run(
         override: go on with a run by other steps than it was begun with.
 
     Raises:
-        InputError: on what cannot be trained, or not as what the workdir holds
-            (:func:`~sde_diffusion.runs.resume.require_resumable`); the workdir is then as it was.
+        InputError: on what cannot be trained, or not as what the workdir holds; it is then as it was.
     """
     options = configuration.build_training(config)
-    checkpoints.sweep(workdir)
-    found = checkpoints.read_to_train(workdir)
-    _make_absolute(config.data)
-    if is_run(workdir):
-        require_resumable(workdir, config, override)
+    found = _to_resume(workdir, config, override)
     dataset = configuration.build_dataset(config) if data is None else data
     codec = _codec(workdir, config, dataset)
     config.network.name = _network_name(config, dataset)
     torch.manual_seed(stream(config.seed, "weights"))
-    network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
+    network = (_network(config, dataset, device) if net is None else net).to(device)
     names = _require_conditions(network, dataset, options)
     executed = configuration.execute_network(config, network, training=True)
     denoiser = configuration.build_denoiser(config, executed, sde)
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
     batch = TrainingBatches(dataset, codec, options, config.seed, names)
-    warn_of_prior(denoiser.sde, codec.encode(dataset.train[:SOME])[0])
-    size = sum(p.numel() for p in network.parameters())
-    told = f", told {', '.join(names)}" if names else ""
-    of = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
-    say(f"{of}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
 
+    def losses(n: int) -> Tensor:
+        few = TrainingBatches(dataset, codec, replace(options, batch_size=n), config.seed, names)
+        return losses_of_step(denoiser, device, objective, few, n, config.seed, step=0)[0]
+
+    require_room(config.network.name, network, dataset.shape, options.batch_size, None if config.compile else losses)
+    warn_of_prior(denoiser.sde, codec.encode(dataset.train[:SOME])[0])
+    say(f"{dataset.describe()}; codec {CODECS.name_of(codec)}\n{_described(config, network, names)}", quiet)
     if init is not None and found is None:
         _start_from(init, network, dataset)
         say(f"starting from {init.given}", quiet)
-    state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
+    state = _state(network, options, found)
     if found is not None:
-        restore(found, state, options.optimizer)
         checkpoints.set_aside(workdir, found.step)
         say(f"resuming from {found.folder}", quiet)
-    about = describe_data(dataset, codec)
-    origin = {"init": {"given": init.given, **init.pretrained.source}} if init is not None else _origin(workdir)
-    facts = provenance(device, seed=config.seed, **origin)
-    settings = {"config": chosen(config), "data": about, "provenance": facts}
     if state.step >= options.num_steps:
         already = f"{workdir} is trained to step {state.step} already, and left as it is"
         say(f"{already}; raise --config.training.num_steps to go on", quiet)
         return
+    facts = provenance(device, seed=config.seed, **_origin(workdir, init))
+    settings = {"config": chosen(config), "data": describe_data(dataset, codec), "provenance": facts}
     train(workdir, denoiser, state, objective, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
+
+
+def _to_resume(workdir: Path, config: ConfigDict, override: bool) -> Checkpoint | None:
+    """Return what a training goes on from, if the workdir holds a run, and what is configured is the same."""
+    checkpoints.sweep(workdir)
+    found = checkpoints.read_to_train(workdir)
+    _make_absolute(config.data)
+    if is_run(workdir):
+        require_resumable(workdir, config, override)
+    return found
+
+
+def _described(config: ConfigDict, network: nn.Module, names: tuple[str, ...]) -> str:
+    size, device = sum(p.numel() for p in network.parameters()), next(network.parameters()).device
+    told = f", told {', '.join(names)}" if names else ""
+    return f"{config.network.name}: {size:,} parameters on {device}{told}"
+
+
+def _network(config: ConfigDict, dataset: Dataset, device: torch.device) -> nn.Module:
+    """Build the network; what is kept of its weights lies on its device."""
+    return configuration.build_network(config, dataset.shape, copies=COPIES if device.type == "cpu" else 1)
+
+
+def _state(network: nn.Module, options: TrainingOptions, found: Checkpoint | None) -> TrainingState:
+    """Return what training changes, as it is at first, or as it was at a checkpoint."""
+    state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
+    if found is not None:
+        restore(found, state, options.optimizer)
+    return state
 
 
 def _codec(workdir: Path, config: ConfigDict, dataset: Dataset) -> Codec:
@@ -166,8 +191,10 @@ def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingO
     return names
 
 
-def _origin(workdir: Path) -> dict[str, Any]:
+def _origin(workdir: Path, init: Source | None) -> dict[str, Any]:
     """Return what the provenance of a run says of others' weights that it was begun from."""
+    if init is not None:
+        return {"init": {"given": init.given, **init.pretrained.source}}
     stored = read_settings(workdir).get("provenance", {}) if is_run(workdir) else {}
     return {key: stored[key] for key in ("source", "init") if key in stored}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch import Tensor
 from samplers import Sampler
 from sde_diffusion.errors import require_int
 from sde_diffusion.evaluation.pictures import is_picture, save_examples, save_grid, save_strip
-from sde_diffusion.files import provenance, write_atomically
+from sde_diffusion.files import beside, provenance, write_atomically
+from sde_diffusion.memory import require_memory
 from sde_diffusion.ops import column
 from sde_diffusion.records import write_record
 from sde_diffusion.stored_config import chosen
@@ -102,6 +104,7 @@ def draw(
     """
     require_int("n", n, 1)
     require_int("batch_size", batch_size, 1)
+    require_memory("num_samples", n, 2 * 4 * n * math.prod(run.shape), "draw fewer")  # z and x, on the CPU
     denoiser = run.float32 if float32 else run.denoiser_of(sampler)
     parts: list[Tensor] = []
     nfe: list[Tensor] = []
@@ -139,10 +142,11 @@ def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: i
         data: examples, as the data set holds them.
         columns: of a grid.
     """
-    if is_picture(run.shape):
-        save_grid(path, z, columns)
-    else:
-        save_examples(path, run.codec.decode(z), data, run.columns)
+    with beside(path):
+        if is_picture(run.shape):
+            save_grid(path, z, columns)
+        else:
+            save_examples(path, run.codec.decode(z), data, run.columns)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) -> None:
@@ -185,8 +189,8 @@ def save_samples(run: Run, drawn: Drawn, name: str) -> list[Path]:
     written = [stem.with_name(f"{stem.name}{end}") for end in (".npz", ".json", ".png", "_trajectory.png")]
     save_arrays(written[0], {"x": drawn.x, "z": drawn.z, **drawn.conditions}, facts)
     show(run, written[2], drawn.z, run.data_beside)
-    if not drawn.strip:
-        return written[:3]
-    times, states = zip(*drawn.strip, strict=True)
-    save_strip(written[3], states, times)
-    return written
+    if drawn.strip:
+        times, states = zip(*drawn.strip, strict=True)
+        with beside(written[3]):
+            save_strip(written[3], states, times)
+    return [path for path in written if path.exists()]

@@ -22,7 +22,7 @@ from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
 from sde_diffusion.evaluation.metrics import content_hash
 from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, digest_of, read_state
-from sde_diffusion.files import provenance
+from sde_diffusion.files import beside, provenance
 from sde_diffusion.locks import one_writer
 from sde_diffusion.records import read_record, write_record
 from sde_diffusion.runs.conditions import Classes, conditions_of_examples, words
@@ -96,7 +96,8 @@ def score(
         result = bits.summary(scores, run.shape, run.levels is not None, options)
         result["provenance"] = provenance(run.device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
         write_record(run.workdir / f"{stem}.json", result)
-        save_bound(run.workdir / f"{stem}.png", result["curves"], bits.unit(result))
+        with beside(picture := run.workdir / f"{stem}.png"):
+            save_bound(picture, result["curves"], bits.unit(result))
     return Scored(scores, result, stem)
 
 

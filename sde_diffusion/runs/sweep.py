@@ -44,7 +44,7 @@ from sde_diffusion.evaluation.sweep import (
     sweep,
 )
 from sde_diffusion.evaluation.uncertainty import plus_minus
-from sde_diffusion.files import discard, provenance, write_atomically
+from sde_diffusion.files import beside, discard, provenance, write_atomically
 from sde_diffusion.locks import one_writer
 from sde_diffusion.runs.conditions import DATA, conditions_of_examples
 from sde_diffusion.runs.sample import draw, show, strip_rows
@@ -259,7 +259,8 @@ class _Sweep:
             conditions=self._given(0, rows),
         )
         times, states = zip(*few.strip, strict=True)
-        save_strip(path, states, times)
+        with beside(path):
+            save_strip(path, states, times)
 
 
 def line_of(row: Row) -> str:
@@ -288,10 +289,12 @@ def sweep_run(
         recorded = read_rows(run.workdir / RECORD)
         swept = _Sweep(run, options, plan, quiet, hook)
         rows = _go(swept, plan, recorded)
-        write_atomically(run.workdir / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
+        with beside(table := run.workdir / "benchmark.csv"):
+            write_atomically(table, lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
         seen = rows[0]["training_images"]
         mark = seen and seen[swept.metric]
-        save_sweep(run.workdir / "benchmark.png", points(rows), swept.metric, mark=mark)
+        with beside(picture := run.workdir / "benchmark.png"):
+            save_sweep(picture, points(rows), swept.metric, mark=mark)
     return rows
 
 

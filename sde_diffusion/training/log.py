@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import require
 from sde_diffusion.files import write_atomically
 from sde_diffusion.records import as_line, drop_torn_line, read_lines
-from sde_diffusion.terminal import notice
+from sde_diffusion.terminal import left_out
 
 LOG = "train.jsonl"
 BOARD = "tensorboard"
@@ -35,11 +35,7 @@ def read_log(workdir: Path) -> list[dict[str, float]]:
 
 
 class TrainingLog:
-    """Loss and learning rate by step; lines past ``step`` are dropped. What cannot be written is left out, and said.
-
-    Raises:
-        InputError: if a line of before is damaged.
-    """
+    """Loss and learning rate by step; lines past ``step`` are dropped. What cannot be written is left out, and said."""
 
     def __init__(self, workdir: Path, step: int) -> None:
         self._open = ExitStack()
@@ -47,16 +43,14 @@ class TrainingLog:
         for name, begin in ((LOG, _lines), (BOARD, self._board)):
             try:
                 self._sinks[name] = begin(workdir, step)
-            except InputError:
-                raise
-            except Exception as error:  # TensorBoard is missing, the disk full …
-                _left_out(name, step, error)
+            except Exception as error:  # TensorBoard is missing, the disk full, a line damaged …
+                left_out(f"{name} from step {step} on", error)
 
     def _board(self, workdir: Path, step: int) -> Sink:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(workdir / BOARD, purge_step=step)
         self._open.enter_context(_writing_thread())
+        writer = SummaryWriter(workdir / BOARD, purge_step=step)
         self._open.callback(writer.close)
 
         def write(step: int, values: dict[str, float]) -> None:
@@ -72,7 +66,7 @@ class TrainingLog:
                 sink(step, values)
             except Exception as error:  # whatever a disk or another library raises
                 del self._sinks[name]
-                _left_out(name, step, error)
+                left_out(f"{name} from step {step} on", error)
 
     def close(self) -> None:
         """Flush TensorBoard's file."""
@@ -80,11 +74,7 @@ class TrainingLog:
             self._open.close()
         except Exception as error:
             if BOARD in self._sinks:  # else it is said already
-                notice(f"the end of {BOARD} is left out: {error}")
-
-
-def _left_out(name: str, step: int, error: Exception) -> None:
-    notice(f"{name} is left out from step {step} on: {type(error).__name__}: {error}")
+                left_out(f"the end of {BOARD}", error)
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def train(
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
     bar = progress(options.num_steps, "step", "train", quiet, done=state.step, leave=True)
-    losses = partial(_losses, model, state, objective, batch, options, seed)
+    device = next(state.network.parameters()).device
+    losses = partial(losses_of_step, model, device, objective, batch, options.batch_size, seed)
     state.network.train()
     try:
         with Interrupts() as interrupts:
@@ -170,20 +171,19 @@ def train(
         log.close()
 
 
-def _losses(
+def losses_of_step(
     model: nn.Module,
-    state: TrainingState,
+    device: torch.device,
     objective: Objective,
     batch: BatchFn,
-    options: TrainingOptions,
+    batch_size: int,
     seed: int,
     step: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each example of a step, and their numbers, a pure function of the weights, seed and step."""
-    device = next(state.network.parameters()).device
     torch.manual_seed(stream(seed, f"dropout of step {step}"))
-    first = step * options.batch_size
-    noise = NoiseStream(stream(seed, "training"), range(first, first + options.batch_size))
+    first = step * batch_size
+    noise = NoiseStream(stream(seed, "training"), range(first, first + batch_size))
     examples, indices = batch(step, noise)
     x = _to(device, examples.x)
     given = {name: _to(device, values) for name, values in examples.conditions.items()}
