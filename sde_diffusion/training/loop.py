@@ -125,8 +125,7 @@ def train(
     when the loss is looked at next.
 
     Args:
-        workdir: receives checkpoints, ``train.jsonl``, TensorBoard's files, and ``config.json``: of a new run after its
-            first step, of another with its next checkpoint.
+        workdir: receives checkpoints, logs, and ``config.json``: after the first step, then with a checkpoint.
         model: what the objective is given, around ``state.network``.
         objective: what is made small.
         seed: of data order, times, noise and dropout.
@@ -141,8 +140,9 @@ def train(
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
     bar = progress(options.num_steps, "step", "train", quiet, done=state.step, leave=True)
-    device = next(state.network.parameters()).device
-    losses = partial(losses_of_step, model, device, objective, batch, options.batch_size, seed)
+    losses = partial(
+        losses_of_step, model, next(state.network.parameters()).device, objective, batch, options.batch_size, seed
+    )
     state.network.train()
     try:
         with Interrupts() as interrupts:
