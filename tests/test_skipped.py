@@ -160,7 +160,7 @@ def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, op
     x = torch.zeros(SIZE, 1, 8, 8)
     batch = lambda step, noise: (Examples(x), torch.arange(SIZE))  # noqa: E731
     denoiser, objective = sd.Denoiser(net, sd.VPSDE()), sd.DenoisingScoreMatching()
-    losses = partial(loop.losses_of_step, denoiser, torch.device("meta"), objective, batch, SIZE, 0)
+    losses = partial(loop.losses_of_step, denoiser, objective, batch, SIZE, 0)
 
     def looking(step: int) -> tuple[Tensor, Tensor]:
         found, indices = losses(step)

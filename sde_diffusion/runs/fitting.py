@@ -86,7 +86,7 @@ def train_run(
 
     def losses(n: int) -> Tensor:
         few = TrainingBatches(dataset, codec, replace(options, batch_size=n), config.seed, names)
-        return losses_of_step(denoiser, device, objective, few, n, config.seed, step=0)[0]
+        return losses_of_step(denoiser, objective, few, n, config.seed, step=0)[0]
 
     require_room(config.network.name, network, dataset.shape, options.batch_size, None if config.compile else losses)
     warn_of_prior(denoiser.sde, codec.encode(dataset.train[:SOME])[0])

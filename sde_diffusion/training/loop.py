@@ -140,9 +140,7 @@ def train(
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
     bar = progress(options.num_steps, "step", "train", quiet, done=state.step, leave=True)
-    losses = partial(
-        losses_of_step, model, next(state.network.parameters()).device, objective, batch, options.batch_size, seed
-    )
+    losses = partial(losses_of_step, model, objective, batch, options.batch_size, seed)
     state.network.train()
     try:
         with Interrupts() as interrupts:
@@ -172,15 +170,10 @@ def train(
 
 
 def losses_of_step(
-    model: nn.Module,
-    device: torch.device,
-    objective: Objective,
-    batch: BatchFn,
-    batch_size: int,
-    seed: int,
-    step: int,
+    model: nn.Module, objective: Objective, batch: BatchFn, batch_size: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each example of a step, and their numbers, a pure function of the weights, seed and step."""
+    device = next(model.parameters()).device
     torch.manual_seed(stream(seed, f"dropout of step {step}"))
     first = step * batch_size
     noise = NoiseStream(stream(seed, "training"), range(first, first + batch_size))
