@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.data import DATASETS, random_split
 from sde_diffusion.evaluation.extractors import WEIGHTS, Classifier
 from sde_diffusion.files import provenance, write_atomically, write_json
+from sde_diffusion.terminal import progress
 
 Splits = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -63,7 +63,9 @@ def train(data: Splits, epochs: int, seed: int) -> tuple[nn.Module, float]:
     steps = epochs * (len(images) // 64)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in tqdm(range(steps), desc=f"{images.shape[-1]}×{images.shape[-1]}"):
+    bar = progress(steps, "step", f"{images.shape[-1]}×{images.shape[-1]}")
+    for _ in range(steps):
+        bar.update()
         chosen = torch.randint(len(images), (64,))
         dy, dx = (int(v) for v in torch.randint(-1, 2, (2,)))
         batch = images[chosen].roll((dy, dx), dims=(2, 3))
@@ -72,6 +74,7 @@ def train(data: Splits, epochs: int, seed: int) -> tuple[nn.Module, float]:
         loss.backward()
         optimizer.step()
         schedule.step()
+    bar.close()
     net.eval()
     with torch.no_grad():
         right = torch.cat([net(part)[1].argmax(dim=1) for part in test_images.split(500)]) == test_labels

@@ -8,6 +8,7 @@ which owns the only loop over a time grid; those that choose their own times wri
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from torch import Tensor
 from sde_diffusion.brownian import BrownianPath
 from sde_diffusion.denoisers import AbstractDenoiser, counted, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.memory import require_memory
 from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import host_bool, widest_float
 from sde_diffusion.registry import Registry
@@ -197,6 +199,9 @@ class Sampler(ABC):
         where = denoiser.device if device is None else torch.device(device)
         ok = dtype == torch.float32 or dtype == widest_float(where)
         require(ok, "dtype", dtype, f"torch.float32 on {where}, which has no float64")
+        # At the least the state, noise, and what is predicted:
+        size = 3 * math.prod(shape) * dtype.itemsize
+        require_memory("shape", tuple(shape), size, "three states", "lower the batch size", where)
         with torch.no_grad():
             x = start(torch.empty(*shape, device=where, dtype=dtype)) * denoiser.sde.prior_std
             drawn: NoiseFn = BrownianPath(seed, indices) if noise == "brownian" else start

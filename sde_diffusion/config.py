@@ -184,6 +184,9 @@ def build_network(config: ConfigDict, shape: tuple[int, ...] | None = None) -> n
 
     Args:
         shape: of one example; by default that of ``config.data``.
+
+    Raises:
+        InputError: if they do not fit, before they do.
     """
     shape = shape or data_shape(config)[0]
     name = network_name(config, shape)

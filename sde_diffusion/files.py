@@ -23,6 +23,7 @@ import sde_diffusion
 from sde_diffusion.commit import commit
 from sde_diffusion.errors import InputError
 from sde_diffusion.locks import is_at, try_lock
+from sde_diffusion.terminal import left_out
 
 UNFINISHED = ".unfinished-"
 """What the names of files and folders begin with that are being written."""
@@ -118,6 +119,24 @@ def add_files(folder: Path, write: Callable[[Path], object]) -> None:
         for path in written:
             os.replace(path, folder / path.name)
         _to_disk(folder)
+
+
+@contextmanager
+def beside(*paths: Path) -> Iterator[None]:
+    """Within it a file is written beside a result, which stands without it: a picture, a table, a cache.
+
+    If that fails, a line says so, and there is no file: an older one would show something else.
+
+    Args:
+        paths: of the file, in all its formats.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a disk or another library raises
+        left_out(" and ".join(path.name for path in paths), error)
+        for path in paths:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

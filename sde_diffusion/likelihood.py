@@ -34,6 +34,7 @@ from torch import Tensor
 from sde_diffusion.bounds import prior_kl
 from sde_diffusion.denoisers import AbstractDenoiser, evaluating
 from sde_diffusion.errors import InputError, require, require_float, require_int
+from sde_diffusion.memory import require_memory
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example, widest_float
@@ -104,6 +105,7 @@ def _directions(x: Tensor, divergence: str, probes: int, law: str, noise: NoiseS
     if divergence == "exact":
         size = per_example(x).shape[1]
         return [range(first, min(first + rows, size)) for first in range(0, size, rows)]
+    require_memory("probes", probes, float(probes) * x.nbytes, "them", "take fewer", x.device)
     drawn = torch.stack([noise(x) for _ in range(probes)])
     if law == "rademacher":
         drawn = torch.where(drawn < 0.0, -1.0, 1.0).to(x)

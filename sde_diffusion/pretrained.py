@@ -14,8 +14,9 @@ from sde_diffusion.commands.config_files import config_file
 from sde_diffusion.denoisers import Denoiser
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.stored_config import complete, merge, modern
-from sde_diffusion.training import checkpoints, shipped
+from sde_diffusion.training import shipped
 from sde_diffusion.training.loaders import LOADERS, Pretrained
+from sde_diffusion.training.restore import fill
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Source:
         network = configuration.build_network(self.config, self.shape)
         raw = self.pretrained.weights if self.pretrained.raw is None else self.pretrained.raw
         weights = self.pretrained.weights if averaged else raw
-        checkpoints.fill(network, weights, Path(str(self.pretrained.source.get("path", "weights"))))
+        fill(network, weights, Path(str(self.pretrained.source.get("path", "weights"))))
         return network
 
 

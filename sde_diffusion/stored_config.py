@@ -231,3 +231,21 @@ def differences(a: ConfigDict, b: ConfigDict, prefix: str = "") -> list[str]:
         elif x != y:
             found.append(prefix + key)
     return found
+
+
+def value_of(config: ConfigDict, key: str) -> Any:
+    """Return what a configuration has under a dotted key; None if it has none."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part)
+    return node
+
+
+def is_read(config: ConfigDict, key: str) -> bool:
+    """Return whether a dotted key is of what is chosen, and no option of an entry beside it."""
+    node: Any = config
+    for part in key.split("."):
+        if is_choice(node) and isinstance(node.get(part), ConfigDict) and part != node.name:
+            return False
+        node = node.get(part)
+    return True

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.memory import require_memory
 from sde_diffusion.registry import Registry
 from sde_diffusion.sde import SDE
 
 GRIDS: Registry[Tensor] = Registry("grid")
 
+LEVEL = 1000
+"""Bytes of a time and its noise level, about."""
 TRAINING_INDICES = 1000
 """Number of training times of "indices" on an SDE that is not itself a chain: DDPM's (Ho et al. 2020, Section 4)."""
 
@@ -35,6 +38,7 @@ def require_falling(times: Tensor, T: float) -> None:
 
 
 def _ramp(num_points: int) -> Tensor:
+    require_memory("points of a grid", num_points, LEVEL * num_points, "them", "take fewer steps")
     return torch.linspace(0.0, 1.0, num_points, dtype=torch.float64)
 
 

@@ -155,7 +155,9 @@ def test_config_file_and_its_workdir(tmp_path: Path, capsys: pytest.CaptureFixtu
     run = tmp_path / "run"
     assert train(run, f"--config={file}", "--config.training.num_steps=2") == 0
     assert json.loads((run / "config.json").read_text())["config"]["sde"]["name"] == "subvp"
-    assert "it differs in" in refused(capsys, "train", f"--workdir={run}", f"--config={file}")
+    text = refused(capsys, "train", f"--workdir={run}", f"--config={file}")
+    assert "not network.unet.channels=24 (stored 8)" in text
+    assert "it differs in" in refused(capsys, "sample", f"--workdir={run}", f"--config={file}")
     file.write_text("def get_config():\n    return 1 / 0\n")
     assert "ZeroDivisionError" in refused(capsys, "train", f"--workdir={tmp_path / 'b'}", f"--config={file}")
 

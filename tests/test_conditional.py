@@ -137,7 +137,7 @@ def test_labels_stay_with_their_pictures_and_are_left_out_as_often_as_asked() ->
     of_picture = {k.numpy().tobytes(): int(y) for k, y in zip(data.train, data.conditions["classes"][0], strict=True)}
     for step in range(60):
         noise = NoiseStream(5, range(step * size, (step + 1) * size))
-        examples = batch(step, noise)
+        examples, _ = batch(step, noise)
         y = examples.conditions["classes"]
         k = GreyLevels(17).decode(examples.x)
         for picture, label in zip(k, y.tolist(), strict=True):
@@ -150,7 +150,7 @@ def test_labels_stay_with_their_pictures_and_are_left_out_as_often_as_asked() ->
 def test_pictures_do_not_depend_on_whether_labels_are_read() -> None:
     data, options = digits(), TrainingOptions(batch_size=16, flip=True)
     plain, told = (TrainingBatches(data, GreyLevels(17), options, 0, names) for names in ((), ("classes",)))
-    one, two = (b(3, NoiseStream(0, range(48, 64))) for b in (plain, told))
+    (one, _), (two, _) = (b(3, NoiseStream(0, range(48, 64))) for b in (plain, told))
     assert torch.equal(one.x, two.x)
     assert one.conditions == {}
 

@@ -50,7 +50,7 @@ def test_it_is_trained_on(early: Path) -> None:
     assert read_record(early / "config.json")["config"]["training"]["batch_size"] == 8
 
 
-def test_its_loss_is_an_objective(early: Path) -> None:
+def test_its_loss_is_an_objective(early: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``loss``, of what it stores and of flags, is read as the objective that it was, and stored by its new name."""
     stored = read_record(early / "config.json")["config"]["loss"]
     config = load_config(early)
@@ -59,16 +59,15 @@ def test_its_loss_is_an_objective(early: Path) -> None:
     objective = build_objective(config)
     assert isinstance(objective, sd.DenoisingScoreMatching)
     assert (objective.times, objective.weighting) == (Uniform(t_min=1e-5), EDM(sigma_data=1.0))
-    flags = [
-        "--config.loss.weighting=simple",
-        "--config.loss.times.uniform.t_min=0.01",
-        "--config.training.num_steps=5",
-    ]
-    assert run("train", early, "--device=cpu", *flags) == 0
+    same = ["--config.loss.weighting=edm", "--config.loss.times.uniform.t_min=1e-5", "--config.training.num_steps=5"]
+    assert run("train", early, "--device=cpu", *same) == 0
     now = read_record(early / "config.json")["config"]
     assert "loss" not in now
-    assert now["objective"]["denoising"]["weighting"]["name"] == "simple"
-    assert now["objective"]["denoising"]["times"] == {"name": "uniform", "uniform": {"t_min": 0.01}}
+    assert now["objective"]["denoising"]["weighting"]["name"] == "edm"
+    assert now["objective"]["denoising"]["times"] == {"name": "uniform", "uniform": {"t_min": 1e-5}}
+    assert run("train", early, "--device=cpu", "--config.loss.weighting=simple") == 2
+    text = "objective.denoising.weighting.name='simple' (stored 'edm')"
+    assert text in capsys.readouterr().err
 
 
 def test_it_is_swept_scored_and_reported(early: Path) -> None:

@@ -352,7 +352,7 @@ def test_sizes_that_are_claimed_take_no_memory(
     weights.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with_config = [*CONVERT, "--source={name}", f"--config={world / 'configs' / 'a.json'}"]
     assert "not a readable safetensors file" in line(str(weights), *with_config)
-    monkeypatch.setattr("sde_diffusion.memory.free_memory", lambda: 1e6)
+    monkeypatch.setattr("sde_diffusion.memory.available", lambda device="cpu": 1e6)
     for name, arguments in ((rows, [*SCORE, "--data={name}"]), (tmp_path / "net.pt", with_config)):
         with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("x/data.pkl", bytes(2_000_000))

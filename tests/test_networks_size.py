@@ -50,9 +50,9 @@ def test_the_configured_network_is_measured_first(monkeypatch: pytest.MonkeyPatc
     """The memory that there is decides: what fits is built, what does not is refused."""
     config = default_config()
     size = sum(tensor.nbytes for tensor in build_network(config, (1, 8, 8)).state_dict().values())
-    monkeypatch.setattr("sde_diffusion.memory.free_memory", lambda: float(size))
+    monkeypatch.setattr("sde_diffusion.memory.available", lambda device="cpu": float(size))
     build_network(config, (1, 8, 8))
-    monkeypatch.setattr("sde_diffusion.memory.free_memory", lambda: size - 1.0)
+    monkeypatch.setattr("sde_diffusion.memory.available", lambda device="cpu": size - 1.0)
     with pytest.raises(InputError, match=r"network.name='unet': expected its tensors, .* GiB, to fit into memory"):
         build_network(config, (1, 8, 8))
 

@@ -113,7 +113,7 @@ def test_fit_goes_on(tmp_path: Path) -> None:
     assert sd.fit(rest, points(), steps=6, workdir=tmp_path / "parts", **flags).step == 6
     a, b = (read(tmp_path / name) for name in ("whole", "parts"))
     assert a == b
-    with pytest.raises(sd.InputError, match="it differs in sde"):
+    with pytest.raises(sd.InputError, match=r"not sde\.name='ve' \(stored 'vp'\)"):
         sd.fit(Net(), points(), sde=sd.VESDE(), steps=9, workdir=tmp_path / "whole", **flags)
 
 
@@ -169,7 +169,7 @@ def test_a_run_on_vectors_without_a_codec_keeps_its_data_as_they_are(tmp_path: P
     assert torch.equal(drawn.x, drawn.z)
     assert main(["report", f"--workdir={tmp_path}", "--quiet"]) == 0
     assert sd.fit(Net(), points() + 3.0, steps=3, workdir=tmp_path, **how).codec == Identity()
-    with pytest.raises(sd.InputError, match=r"differs in codec\.name"):
+    with pytest.raises(sd.InputError, match=r"codec\.name='standardised' \(stored 'identity'\)"):
         sd.fit(Net(), points(), steps=4, workdir=tmp_path, codec="standardised", **how)
 
 

@@ -82,4 +82,5 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     for sentence in recommendation(points(known), metric):
         say(sentence)
     look = f"sde-diffusion report --workdir={opened.workdir}"
-    say(f"wrote {RECORD}, benchmark.csv, benchmark.png in {opened.workdir}; look: {look}")
+    written = [name for name in (RECORD, "benchmark.csv", "benchmark.png") if (opened.workdir / name).exists()]
+    say(f"wrote {', '.join(written)} in {opened.workdir}; look: {look}")

@@ -171,6 +171,20 @@ def base_config(values: flags.FlagValues) -> ConfigDict:
     return config
 
 
+def training_config(values: flags.FlagValues) -> ConfigDict:
+    """Return what flags change of a training: that of ``--config``, if it is given, of a workdir that has one too.
+
+    What differs is then given as by flags, and the training says what of it may.
+    """
+    workdir = values.workdir
+    if not (values.config and workdir and is_run(Path(workdir))):
+        return base_config(values)
+    stored = load_config(Path(workdir), tuple(map(plugins.stored_name, values.plugins)))
+    config = config_file(values.config)
+    config.plugins = tuple(dict.fromkeys([*stored.plugins, *config.plugins]))  # all that are imported by now
+    return config
+
+
 def _given(config: ConfigDict, overrides: Sequence[str]) -> dict[str, str]:
     """Return the values of flags by their keys; of a choice given by its name alone, by its key "name".
 

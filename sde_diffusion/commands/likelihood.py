@@ -126,8 +126,12 @@ def _how(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _tell(run: Run, found: Scored) -> None:
-    written = f"wrote {found.stem}.json, {found.stem}.npz, {found.stem}.png in {run.workdir}"
-    say(f"{bits.as_text(found.summary)}\n{written}\n")
+    say(f"{bits.as_text(found.summary)}\n{_written(run, found)}\n")
+
+
+def _written(run: Run, found: Scored) -> str:
+    names = [f"{found.stem}{suffix}" for suffix in (".json", ".npz", ".png")]
+    return f"wrote {', '.join(name for name in names if (run.workdir / name).exists())} in {run.workdir}"
 
 
 def _rows(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Scored:
@@ -148,7 +152,7 @@ def _pictures(values: flags.FlagValues, run: Run, options: ScoringOptions) -> Sc
     say(f"{'bits/dim: ODE':>16} {'continuous':>12} {'discrete':>12}  file")
     for (ode, continuous, discrete), name in zip(rows, values.image, strict=True):
         say(f"{ode:16.4f} {continuous:12.4f} {discrete:12.4f}  {legible(name)}")
-    say(f"wrote likelihood_pictures.json, .npz, .png in {run.workdir}")
+    say(_written(run, found))
     return found
 
 

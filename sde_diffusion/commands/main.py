@@ -116,5 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except Exception as error:
+        from sde_diffusion.memory import exhausted
+
+        if not (text := exhausted(error)):
+            raise
+        print(f"sde-diffusion: {text}", file=sys.stderr)
+        return 2
     except SystemExit as done:
         return int(done.code or 0)

@@ -85,7 +85,9 @@ def _told(saved: Saved) -> str:
         lines.append(f"{saved.before} of them were there already")
     samples, *beside = saved.files
     stem = beside[0].name.removesuffix(".json")
-    names = [f"{stem}/" if samples.is_dir() else samples.name, *(path.name.removeprefix(stem) for path in beside)]
-    names[2] += f" (the first {saved.shown})" if saved.shown < saved.count else ""
+    there = [path.name.removeprefix(stem) for path in beside if path.exists()]
+    names = [f"{stem}/" if samples.is_dir() else samples.name, *there]
+    if saved.shown < saved.count:
+        names = [f"{name} (the first {saved.shown})" if name == ".png" else name for name in names]
     lines.append(f"{'wrote' if saved.changed else 'kept'} {', '.join(names)} in {samples.parent}")
     return "\n".join(lines)

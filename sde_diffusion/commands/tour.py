@@ -12,13 +12,13 @@ from torch import Tensor
 import samplers
 from samplers import Sampler
 from sde_diffusion import config as configuration
-from sde_diffusion.commands.flags import define_run_flags
+from sde_diffusion.commands.flags import define_run_flags, training_config
 from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.curves import setting_text
 from sde_diffusion.evaluation.distances import energy_distance, nearest_distances
 from sde_diffusion.evaluation.sweep import Row, Setting, settings
 from sde_diffusion.evaluation.uncertainty import plus_minus
-from sde_diffusion.files import provenance
+from sde_diffusion.files import beside, provenance
 from sde_diffusion.runs.fitting import train_run
 from sde_diffusion.runs.open import load_run, pick_device
 from sde_diffusion.runs.run import Run
@@ -41,6 +41,8 @@ PLAN: dict[str, list[float]] = {
 NUM_SCORED = 128
 """Held-out examples whose likelihood is computed; ``sde-diffusion likelihood`` does them all."""
 GRID = 64
+base_config = training_config
+"""Which the command line asks for."""
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -96,7 +98,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     planned = plan(config.seed)
     say(f"sampling {values.num_samples} with every sampler", quiet)
     rows = sweep_run(opened, planned, options, quiet, hook=_distances(opened, planned))
-    page = opened.report()
+    with beside(page := workdir / "report.html"):
+        opened.report()
     say(f"\n{_table(rows)}\n{_guide(workdir, page, len(dataset.test), dataset.noun)}")
     say(f"done in {time.perf_counter() - start:.0f} s", quiet)
 
@@ -123,13 +126,14 @@ def _distances(run: Run, planned: list[Setting]) -> Hook:
 
 def _guide(workdir: Path, page: Path, num_test: int, noun: str) -> str:
     """Return what the table's columns are, and where to look next."""
+    look = f"{page}      all of this to look at: open it in a browser\n" if page.exists() else ""
     where = "pixels in [−1, 1]" if noun == "images" else "standardised coordinates"
     return (
         "±: a 95 % interval; a number without one has none that covers\n"
         f"to test: energy distance, on {where}, to the {num_test} held-out {noun}\n"
         f"nearest: mean distance to the nearest training example, over the same of held-out {noun}; far below 1 is "
         "memorising\n\n"
-        f"{page}      all of this to look at: open it in a browser\n"
+        f"{look}"
         f"{workdir}/samples/*.png    what each sampler drew; '(test {noun}).png' beside them; *.npz, the arrays\n"
         f"{workdir}/benchmark/*_trajectory.png    its way from noise to data\n"
         f"{workdir}/benchmark.*      rows of every sampler and setting;  more: sde-diffusion benchmark\n"

@@ -22,6 +22,11 @@ def define_flags(values: flags.FlagValues) -> None:
     define_run_flags(values)
     flags.DEFINE_integer("batch_size", None, "Examples a step; by default training.batch_size.", flag_values=values)
     text = (
+        "Go on with the run of the workdir though its steps are to be others: seed, rate, optimiser, batch size … Its "
+        "model never changes; training.num_steps, device, precision and options of sampling need no leave."
+    )
+    flags.DEFINE_boolean("override", False, text, flag_values=values)
+    text = (
         "Start from the weights of a run or a checkpoint, of whatever kind convert reads, and with its configuration."
     )
     flags.DEFINE_string("init", "", text, flag_values=values)
@@ -33,7 +38,7 @@ def base_config(values: flags.FlagValues) -> ConfigDict:
     Raises:
         InputError: if the source cannot be read, or the workdir was begun from another.
     """
-    config, given = shared.base_config(values), values.init
+    config, given = shared.training_config(values), values.init
     if not given:
         return config
     workdir = require_workdir(values)
@@ -56,4 +61,5 @@ def run(values: flags.FlagValues, config: ConfigDict) -> None:
     """Train to ``training.num_steps``, from the newest checkpoint if there is one."""
     if values.batch_size is not None:
         config.training.batch_size = values.batch_size
-    train_run(require_workdir(values), config, pick_device(values.device), values.quiet, init=values.init or None)
+    how = {"init": values.init or None, "override": values.override}
+    train_run(require_workdir(values), config, pick_device(values.device), values.quiet, **how)

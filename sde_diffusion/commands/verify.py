@@ -13,7 +13,7 @@ import samplers
 from sde_diffusion.commands.flags import QUIET
 from sde_diffusion.evaluation.verification import Certificate, certify, certify_likelihood
 from sde_diffusion.sdes import SDE, SDES
-from sde_diffusion.terminal import say
+from sde_diffusion.terminal import progress, say
 
 COLUMNS = "{:18} {:8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>7} {:>8}  {}"
 
@@ -38,8 +38,6 @@ def table_row(name: str, sde: str, c: Certificate) -> str:
 
 def run(values: flags.FlagValues, config: ConfigDict) -> int:
     """Measure, print measured next to declared, return 1 if anything failed."""
-    from tqdm import tqdm
-
     names = [values.sampler] if values.sampler else samplers.names()
     sde_names = [values.sde] if values.sde else SDES.names()
     sdes = {name: SDES.build(name) for name in sde_names}
@@ -54,14 +52,14 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors of a few kilobytes: more threads only wait for each other
     try:
-        with tqdm(total=len(pairs), unit="check", disable=values.quiet, leave=False) as progress:
+        with progress(len(pairs), "check", "verify", values.quiet) as bar:
             for name, sde in pairs:
-                progress.set_description(f"{name} on {sde}")
+                bar.set_description(f"{name} on {sde}")
                 build = functools.partial(samplers.build, name)
                 certificate = certify(build, options[name], sdes[sde], config.seed)
                 failed += bool(certificate.failures)
-                progress.write(table_row(name, sde, certificate))
-                progress.update()
+                bar.write(table_row(name, sde, certificate))
+                bar.update()
         if not values.sampler:
             checks += len(sde_names)
             failed += _likelihoods({name: sdes[name] for name in sde_names}, config.seed)

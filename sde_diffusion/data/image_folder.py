@@ -19,7 +19,7 @@ from sde_diffusion.data.base import CLASSES, DATASETS, Dataset, count_test
 from sde_diffusion.data.picture_files import listed, open_picture, picture_formats, why_not
 from sde_diffusion.errors import legible, require
 from sde_diffusion.memory import require_memory
-from sde_diffusion.terminal import notice
+from sde_diffusion.terminal import notice, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -142,17 +142,16 @@ def _read(
         InputError: names all that cannot be read, unless these are to be skipped and some are left, or else, with
             ``fit="none"``, all of another size; or if they do not fit into memory.
     """
-    from tqdm import tqdm
-
     channels, height, width = shape
     folder, broken = Path(root).expanduser(), dict(broken)
     size = 2 * len(names) * channels * height * width  # once as they are read, once in their splits
-    require_memory("image_size", (height, width), size, f"{len(names)} pictures")
+    require_memory("image_size", (height, width), size, f"{len(names)} pictures", "take smaller ones")
     images = torch.empty(len(names), *shape, dtype=torch.uint8)
     kept: list[str] = []
     others, animated = [], 0
-    silent = True if quiet or len(names) < _PROGRESS_FROM else None  # None: only on a terminal
-    for name in tqdm(names, desc="reading pictures", unit="file", disable=silent):
+    bar = progress(len(names), "file", "reading pictures", quiet or len(names) < _PROGRESS_FROM)
+    for name in names:
+        bar.update()
         try:
             image, more = open_picture(folder / name, channels)
         except Exception as error:  # Pillow's decoders raise many kinds, and only the file's name helps
@@ -165,6 +164,7 @@ def _read(
         images[len(kept)] = torch.from_numpy(pixels.transpose(2, 0, 1))
         kept.append(name)
         animated += more
+    bar.close()
     skipped = [f"{name} ({reason})" for name, reason in broken.items()]
     remedy = f"repair or remove {listed(skipped)}" + (
         "" if skip else ", or give --config.data.image_folder.skip_broken=True"
@@ -241,7 +241,7 @@ def image_folder(
         image_size: height and width afterwards, pixels: one number for both, or (height, width).
         channels: 1 for grey or 3 for RGB.
         test_fraction: share of the pictures held out, in (0, 1), unless folders say which are.
-        quiet: no progress bar on stderr (without it there is one from 1000 files, on a terminal).
+        quiet: no progress bar on stderr (without it there is one from 1000 files).
         fit: "crop": the largest central part of the wanted aspect ratio, resized; "pad": the whole picture, resized to
             fit inside, with white around; "stretch": the whole picture, resized whatever its aspect ratio; "none": as
             it is, and all must have exactly ``image_size``.

@@ -14,6 +14,7 @@ import torch
 
 from sde_diffusion.data.base import CLASSES, DATASETS, Dataset
 from sde_diffusion.errors import require_float, require_int
+from sde_diffusion.memory import require_memory
 
 _Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]
 
@@ -40,6 +41,8 @@ def _toy(
     """
     require_int("num_samples", num_samples, 1)
     require_int("seed", seed, 0)
+    # Two splits, in float64 at first:
+    require_memory("num_samples", num_samples, 2 * 64 * num_samples, "them", "draw fewer")
     points, classes = [], []
     for sequence in np.random.SeedSequence(seed).spawn(2):
         x, y, *of = draw(np.random.default_rng(sequence), num_samples)

@@ -21,7 +21,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ from sde_diffusion.evaluation.frechet import frechet_distance
 from sde_diffusion.evaluation.kernels import cubic, squared_mmd
 from sde_diffusion.evaluation.precision_recall import precision_recall
 from sde_diffusion.evaluation.uncertainty import Estimate, mean_of
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import beside, write_atomically
 from sde_diffusion.noise import generator, stream
 from sde_diffusion.ops import per_example
 from sde_diffusion.reading import read_arrays, require_file
@@ -185,7 +187,10 @@ def content_hash(x: Tensor, conditions: Mapping[str, Tensor] | None = None) -> s
 
 def cache_folder() -> Path:
     """Return the folder of cached reference features."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sde-diffusion"
+    home = os.path.expanduser("~")
+    if home == "~":  # a user without one, as in containers
+        home = tempfile.gettempdir()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "sde-diffusion"
 
 
 def reference_features(extractor: Extractor | Coordinates, images: Tensor) -> Features:
@@ -197,13 +202,11 @@ def reference_features(extractor: Extractor | Coordinates, images: Tensor) -> Fe
         return extractor(images)
     key = hashlib.sha256(f"{extractor.digest} {content_hash(images)}".encode()).hexdigest()
     path = cache_folder() / f"{extractor.name}-{key[:24]}.npz"
-    if path.exists():
-        try:
-            return Features.of_arrays(read_arrays("cache", path))
-        except (InputError, KeyError):
-            path.unlink(missing_ok=True)  # a cache: made again
+    with suppress(InputError, KeyError, OSError):  # a cache: what cannot be read of it is made again
+        return Features.of_arrays(read_arrays("cache", path))
     found = extractor(images)
-    write_atomically(path, lambda p: np.savez(p, **found.arrays()))
+    with beside(path):
+        write_atomically(path, lambda p: np.savez(p, **found.arrays()))
     return found
 
 

@@ -40,8 +40,8 @@ from sde_diffusion.evaluation.interactive import (
 from sde_diffusion.evaluation.pictures import is_picture
 from sde_diffusion.evaluation.sweep import ALIKE, PICTURES, RECORD, TRAJECTORY, Row, picture_of, read_rows
 from sde_diffusion.evaluation.uncertainty import plus_minus
-from sde_diffusion.files import provenance, write_atomically
-from sde_diffusion.training.loop import read_log
+from sde_diffusion.files import beside, provenance, write_atomically
+from sde_diffusion.training.log import read_log
 from sde_diffusion.training.settings import is_run, read_settings
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -285,11 +285,13 @@ def _distinct(records: list[Record]) -> list[Record]:
 
 def _paper_figures(folder: Path, records: Sequence[Record], sweeps: Sequence[list[Row]]) -> list[Path]:
     """Write the figures and the rows of the newest measurement."""
-    stems = []
+    written = []
 
     def save(name: str, write: Callable[[Path], None]) -> None:
-        stems.append(folder / _file_name(name))
-        write(stems[-1])
+        stem = folder / _file_name(name)
+        written.extend(formats := [stem.with_suffix(suffix) for suffix in SUFFIXES])
+        with beside(*formats):
+            write(stem)
 
     if sweeps:
         rows, metric = sweeps[0], sweeps[0][0]["metric"]
@@ -304,11 +306,11 @@ def _paper_figures(folder: Path, records: Sequence[Record], sweeps: Sequence[lis
         for data, result in record.likelihoods.items():
             curves = partial(save_bound, curves=result["curves"], unit=bits.unit(result))
             save(f"bound {record.name} {data}", curves)
-    written = [stem.with_suffix(suffix) for stem in stems for suffix in SUFFIXES]
     if sweeps:
-        write_atomically(folder / "benchmark.csv", lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
         written.append(folder / "benchmark.csv")
-    return written
+        with beside(written[-1]):
+            write_atomically(written[-1], lambda p: p.write_text(as_csv(rows), encoding="utf-8"))
+    return [path for path in written if path.exists()]
 
 
 def _file_name(text: str) -> str:

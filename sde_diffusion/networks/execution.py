@@ -6,6 +6,10 @@ what is sensitive (normalisation, softmax, the waves of the time label) in float
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any
@@ -16,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sde_diffusion.errors import require
 from sde_diffusion.files import processor
+from sde_diffusion.terminal import left_out
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 LAYOUTS = {
@@ -58,6 +63,8 @@ class Executed(nn.Module):
         super().__init__()
         self.precision, self.fused_attention = precision, fused_attention
         self.graphs = compiled and _device(network).type == "cuda"
+        if compiled:
+            _make_cache()
         self.net = torch.compile(network, mode="reduce-overhead" if self.graphs else None) if compiled else network
 
     def __getattr__(self, name: str) -> Any:
@@ -132,6 +139,19 @@ def execute(
 def precision_of(network: object) -> str:
     """Return the precision in which a network is run."""
     return network.precision if isinstance(network, Executed) else "float32"
+
+
+def _make_cache() -> None:
+    """Let the compiler keep its work for this process alone where it cannot keep it for the next."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    try:
+        with tempfile.TemporaryFile(dir=cache_dir()):
+            return
+    except OSError as error:
+        left_out("the cache of the compiler", error)
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="sde-diffusion-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _device(network: nn.Module) -> torch.device:

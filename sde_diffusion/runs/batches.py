@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from sde_diffusion.codecs import Codec
 from sde_diffusion.data import Dataset, Examples, train_batch
@@ -36,7 +37,7 @@ class TrainingBatches:
         self._dataset, self._codec, self._options, self._seed = dataset, codec, options, seed
         self._conditions = {name: dataset.conditions[name][0] for name in conditions}
 
-    def __call__(self, step: int, noise: NoiseStream) -> Examples:
+    def __call__(self, step: int, noise: NoiseStream) -> tuple[Examples, Tensor]:
         options = self._options
         x, indices = train_batch(self._dataset.train, options.batch_size, self._seed, step)
         z, _ = self._codec.encode(x, noise)
@@ -48,4 +49,4 @@ class TrainingBatches:
             dropped = noise.uniform(1)[:, 0] < options.label_dropout
             none = torch.full_like(given["classes"], self._dataset.num_classes)
             given["classes"] = none.where(dropped, given["classes"])
-        return Examples(z, given)
+        return Examples(z, given), indices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,18 @@ from sde_diffusion.runs.batches import TrainingBatches
 from sde_diffusion.runs.given import as_dataset, describe_data, describe_sde
 from sde_diffusion.runs.open import load_run, pick_device, read_codec
 from sde_diffusion.runs.prior import warn_of_prior
+from sde_diffusion.runs.resume import require_resumable
 from sde_diffusion.runs.run import Run
 from sde_diffusion.sde import SDE
-from sde_diffusion.stored_config import chosen, differences, load_config, merge
+from sde_diffusion.stored_config import chosen, merge
 from sde_diffusion.terminal import say
 from sde_diffusion.training import checkpoints
-from sde_diffusion.training.checkpoints import TrainingState
+from sde_diffusion.training.checkpoints import Checkpoint, TrainingState
 from sde_diffusion.training.ema import EMA
-from sde_diffusion.training.loop import TrainingOptions, make_optimizer, train
-from sde_diffusion.training.settings import GIVEN, is_run, read_settings, write_settings
+from sde_diffusion.training.loop import TrainingOptions, losses_of_step, make_optimizer, train
+from sde_diffusion.training.restore import fill, restore
+from sde_diffusion.training.room import require_room
+from sde_diffusion.training.settings import GIVEN, is_run, read_settings
 
 if TYPE_CHECKING:
     from sde_diffusion.pretrained import Source
@@ -52,6 +56,7 @@ def train_run(
     sde: SDE | None = None,
     data: Dataset | None = None,
     init: Source | None = None,
+    override: bool = False,
 ) -> None:
     """Train a run to ``training.num_steps``, from its newest checkpoint if there is one.
 
@@ -60,46 +65,76 @@ def train_run(
     Args:
         net, sde, data: instead of those that the configuration would build.
         init: whose averaged weights a new run starts from.
+        override: go on with a run by other steps than it was begun with.
+
+    Raises:
+        InputError: on what cannot be trained, or not as what the workdir holds; it is then as it was.
     """
     options = configuration.build_training(config)
-    checkpoints.sweep(workdir)
-    found = checkpoints.read_to_train(workdir)
+    found = _to_resume(workdir, config, override)
     dataset = configuration.build_dataset(config) if data is None else data
-    _make_absolute(config.data)
     codec = _codec(workdir, config, dataset)
     config.network.name = _network_name(config, dataset)
     torch.manual_seed(stream(config.seed, "weights"))
-    network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
+    network = (_network(config, dataset, device) if net is None else net).to(device)
     names = _require_conditions(network, dataset, options)
     executed = configuration.execute_network(config, network, training=True)
     denoiser = configuration.build_denoiser(config, executed, sde)
     objective = configuration.build_objective(config)
     configuration.build_sampler(config)  # refuse its options now, not after the training
     batch = TrainingBatches(dataset, codec, options, config.seed, names)
-    warn_of_prior(denoiser.sde, codec.encode(dataset.train[:SOME])[0])
-    size = sum(p.numel() for p in network.parameters())
-    told = f", told {', '.join(names)}" if names else ""
-    of = f"{dataset.describe()}; codec {CODECS.name_of(codec)}"
-    say(f"{of}\n{config.network.name}: {size:,} parameters on {device}{told}", quiet)
 
+    def losses(n: int) -> Tensor:
+        few = TrainingBatches(dataset, codec, replace(options, batch_size=n), config.seed, names)
+        return losses_of_step(denoiser, objective, few, n, config.seed, step=0)[0]
+
+    require_room(config.network.name, network, dataset.shape, options.batch_size, None if config.compile else losses)
+    warn_of_prior(denoiser.sde, codec.encode(dataset.train[:SOME])[0])
+    say(f"{dataset.describe()}; codec {CODECS.name_of(codec)}\n{_described(config, network, names)}", quiet)
     if init is not None and found is None:
         _start_from(init, network, dataset)
         say(f"starting from {init.given}", quiet)
-    state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
+    state = _state(network, options, found)
     if found is not None:
-        checkpoints.restore(found, state)
         checkpoints.set_aside(workdir, found.step)
         say(f"resuming from {found.folder}", quiet)
-    about = describe_data(dataset, codec)
-    origin = {"init": {"given": init.given, **init.pretrained.source}} if init is not None else _origin(workdir)
-    facts = provenance(device, seed=config.seed, **origin)
-    settings = {"config": chosen(config), "data": about, "provenance": facts}
-    write_settings(workdir, settings)
     if state.step >= options.num_steps:
-        say(f"{workdir} is trained to step {state.step} already; raise --config.training.num_steps to go on", quiet)
+        already = f"{workdir} is trained to step {state.step} already, and left as it is"
+        say(f"{already}; raise --config.training.num_steps to go on", quiet)
         return
+    facts = provenance(device, seed=config.seed, **_origin(workdir, init))
+    settings = {"config": chosen(config), "data": describe_data(dataset, codec), "provenance": facts}
     train(workdir, denoiser, state, objective, batch, options, config.seed, settings, quiet)
     say(f"trained to step {state.step}; checkpoint {checkpoints.newest(workdir)}", quiet)
+
+
+def _to_resume(workdir: Path, config: ConfigDict, override: bool) -> Checkpoint | None:
+    """Return what a training goes on from, if the workdir holds a run, and what is configured is the same."""
+    checkpoints.sweep(workdir)
+    found = checkpoints.read_to_train(workdir)
+    _make_absolute(config.data)
+    if is_run(workdir):
+        require_resumable(workdir, config, override)
+    return found
+
+
+def _described(config: ConfigDict, network: nn.Module, names: tuple[str, ...]) -> str:
+    size, device = sum(p.numel() for p in network.parameters()), next(network.parameters()).device
+    told = f", told {', '.join(names)}" if names else ""
+    return f"{config.network.name}: {size:,} parameters on {device}{told}"
+
+
+def _network(config: ConfigDict, dataset: Dataset, device: torch.device) -> nn.Module:
+    """Build the network; what is kept of its weights lies on its device."""
+    return configuration.build_network(config, dataset.shape)
+
+
+def _state(network: nn.Module, options: TrainingOptions, found: Checkpoint | None) -> TrainingState:
+    """Return what training changes, as it is at first, or as it was at a checkpoint."""
+    state = TrainingState(network, EMA(network, options.ema_decay), make_optimizer(network, options))
+    if found is not None:
+        restore(found, state, options.optimizer)
+    return state
 
 
 def _codec(workdir: Path, config: ConfigDict, dataset: Dataset) -> Codec:
@@ -156,8 +191,10 @@ def _require_conditions(network: nn.Module, dataset: Dataset, options: TrainingO
     return names
 
 
-def _origin(workdir: Path) -> dict[str, Any]:
+def _origin(workdir: Path, init: Source | None) -> dict[str, Any]:
     """Return what the provenance of a run says of others' weights that it was begun from."""
+    if init is not None:
+        return {"init": {"given": init.given, **init.pretrained.source}}
     stored = read_settings(workdir).get("provenance", {}) if is_run(workdir) else {}
     return {key: stored[key] for key in ("source", "init") if key in stored}
 
@@ -174,7 +211,7 @@ def _start_from(source: Source, network: nn.Module, dataset: Dataset) -> None:
     remedy = "take data of the same classes in this order, or a network without classes"
     require(not (told and then and now) or then == now, f"classes of {dataset.name}", ", ".join(now), expected, remedy)
     try:
-        checkpoints.fill(network, source.pretrained.weights, Path(source.given))
+        fill(network, source.pretrained.weights, Path(source.given))
     except InputError as error:
         if source.shape == dataset.shape:
             raise
@@ -193,6 +230,7 @@ def fit(
     device: str | torch.device = "auto",
     seed: int = 0,
     quiet: bool = False,
+    override: bool = False,
     **training: Any,
 ) -> Run:
     """Train a network on data and return the run, ready to be sampled; goes on from the workdir's newest checkpoint.
@@ -212,10 +250,12 @@ def fit(
         device: "auto", "cpu", "cuda" or "mps".
         seed: of data order, times and noise.
         quiet: print nothing.
+        override: go on with the workdir's run by other steps than it was begun with: another seed, rate, optimiser …;
+            ``steps`` may always be raised.
         training: other :class:`~sde_diffusion.training.loop.TrainingOptions`, such as ``batch_size``.
 
     Raises:
-        InputError: on an option out of range, or a workdir of another run.
+        InputError: on an option out of range, a workdir of another model, or of other steps without ``override``.
     """
     require(isinstance(net, nn.Module), "net", type(net).__name__, "a torch.nn.Module")
     config = configuration.default_config()
@@ -232,9 +272,7 @@ def fit(
     folder = Path(tempfile.mkdtemp(prefix="sde-diffusion-")) if workdir is None else Path(workdir)
     where = pick_device(device)
     with one_writer(folder, "training"):
-        if is_run(folder):
-            _require_same(load_config(folder), config, folder)
-        train_run(folder, config, where, quiet, net=net, sde=sde, data=dataset)
+        train_run(folder, config, where, quiet, net=net, sde=sde, data=dataset, override=override)
     return load_run(folder, config, where, net=net, sde=sde, data=dataset)
 
 
@@ -246,10 +284,3 @@ def _training(options: dict[str, Any]) -> ConfigDict:
             near = hint(name, list(known))
             raise InputError(f"{name}={value!r}: no such option of training{near} it has: {', '.join(known)}")
     return ConfigDict({**known, **options})
-
-
-def _require_same(stored: ConfigDict, config: ConfigDict, folder: Path) -> None:
-    """Refuse to go on training a run as something else than it is; its training options alone may change."""
-    changed = [key for key in differences(stored, config) if not key.startswith(("training.", "plugins"))]
-    expected = "a new folder, or that of a run with the same settings"
-    require(not changed, "workdir", str(folder), expected, f"it differs in {', '.join(changed[:3])}")

@@ -19,8 +19,9 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.runs.given import as_dataset
 from sde_diffusion.runs.run import Run
 from sde_diffusion.sde import SDE
-from sde_diffusion.stored_config import differences, load_config
+from sde_diffusion.stored_config import differences, load_config, value_of
 from sde_diffusion.training import checkpoints, shipped
+from sde_diffusion.training.restore import fill
 from sde_diffusion.training.settings import CONFIG_FILE, GIVEN, read_settings
 
 
@@ -67,7 +68,7 @@ def load_run(
         remedy = f"open it with sd.open_run(path, {name}=…), or register it in a plug-in and train with that"
         require(part is not None or stored != GIVEN, name, GIVEN, f"the {name}, handed over in Python", remedy)
     network = net if net is not None else configuration.build_network(config, shape)
-    checkpoints.fill(network, found.tensors["ema"], found.folder)
+    fill(network, found.tensors["ema"], found.folder)
     network = network.to(device).eval().requires_grad_(False)
     denoiser, float32 = (
         configuration.build_denoiser(config, configuration.execute_network(config, network, exact=exact), sde)
@@ -90,14 +91,8 @@ def _changed(workdir: Path, config: ConfigDict) -> dict[str, Any]:
     """Return what of the model a configuration has otherwise than the run was trained with, by dotted keys."""
     stored = load_config(workdir, tuple(config.plugins))
     keys = [key for key in differences(stored, config) if key.startswith(MODEL)]
-    found: dict[str, Any] = {}
-    for key in keys:
-        if not key.startswith("denoiser.thresholding"):  # which is of sampling
-            node: Any = config
-            for part in key.split("."):
-                node = node.get(part)
-            found[key] = node
-    return found
+    keys = [key for key in keys if not key.startswith("denoiser.thresholding")]  # which is of sampling
+    return {key: value_of(config, key) for key in keys}
 
 
 def read_codec(workdir: Path, about: dict[str, Any], config: ConfigDict) -> Codec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from torch import Tensor
 from samplers import Sampler
 from sde_diffusion.errors import require, require_int
 from sde_diffusion.evaluation.pictures import is_picture, save_examples, save_grid, save_strip
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import beside, write_atomically
+from sde_diffusion.memory import require_memory
 from sde_diffusion.records import write_record
+from sde_diffusion.terminal import progress
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -137,15 +140,14 @@ def draw(
         conditions: what the samples are conditioned on, (n, *) each.
         on_step: called with 0 at the start of a batch and with 1 after each step, in place of a bar.
     """
-    from tqdm import tqdm
-
     require_int("n", n, 1)
     require_int("batch_size", batch_size, 1)
+    require_memory("num_samples", n, 2 * 4 * n * math.prod(run.shape), "x and z", "draw fewer")
     denoiser = run.float32 if float32 else run.denoiser_of(sampler)
     z, nfe, seconds = torch.empty(n, *run.shape), torch.empty(n, dtype=torch.float64), 0.0
     way = _Way(strip_rows(run.shape))
     hidden, total = quiet or on_step is not None, num_steps(sampler, -(-n // batch_size))
-    with tqdm(total=total, unit="step", disable=hidden, desc="sample", leave=False) as bar:
+    with progress(total, "step", "sample", hidden) as bar:
         count = on_step or bar.update
         for first in range(0, n, batch_size):
             last = min(first + batch_size, n)
@@ -182,10 +184,11 @@ def show(run: Run, path: Path, z: Tensor, data: Tensor | None = None, columns: i
         data: examples, as the data set holds them.
         columns: of a grid.
     """
-    if is_picture(run.shape):
-        save_grid(path, z, columns)
-    else:
-        save_examples(path, run.codec.decode(z), data, run.columns)
+    with beside(path):
+        if is_picture(run.shape):
+            save_grid(path, z, columns)
+        else:
+            save_examples(path, run.codec.decode(z), data, run.columns)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) -> None:

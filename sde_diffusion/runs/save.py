@@ -18,12 +18,13 @@ from samplers import Sampler
 from sde_diffusion.codecs.grey_levels import to_uint8
 from sde_diffusion.errors import require, require_int
 from sde_diffusion.evaluation.pictures import is_picture, save_pictures
-from sde_diffusion.files import add_files, provenance, write_atomically
+from sde_diffusion.files import add_files, beside, provenance, write_atomically
 from sde_diffusion.locks import one_writer
 from sde_diffusion.records import read_record, write_record
 from sde_diffusion.runs.sample import Drawn, draw, num_steps, show
 from sde_diffusion.runs.sample_files import SampleFiles, identity, name_of_draw
 from sde_diffusion.stored_config import chosen
+from sde_diffusion.terminal import progress
 from sde_diffusion.training.interrupts import Interrupts, Stopped
 
 if TYPE_CHECKING:
@@ -175,11 +176,9 @@ class _Saving:
 
     def go(self, todo: list[int], record: dict[str, Any], quiet: bool) -> dict[str, Any]:
         """Draw and write shards under a progress bar over all of them; returns the record."""
-        from tqdm import tqdm
-
         total = num_steps(self.sampler, sum(-(-self.files.count(first) // self.batch_size) for first in todo))
         hidden = quiet or not todo
-        with Interrupts() as stop, tqdm(total=total, unit="step", disable=hidden, desc="sample", leave=False) as bar:
+        with Interrupts() as stop, progress(total, "step", "sample", hidden) as bar:
 
             def on_step(count: int) -> None:
                 bar.update(count)
@@ -260,7 +259,8 @@ class _Saving:
             show(self.run, figure, drawn.z[: self.shown], self.run.data_beside)
         for path in trajectory:
             if drawn.strip is not None and not path.exists():
-                (drawn.strip.save_picture if path.suffix == ".png" else drawn.strip.save_arrays)(path)
+                with beside(path):
+                    (drawn.strip.save_picture if path.suffix == ".png" else drawn.strip.save_arrays)(path)
 
     def _write_arrays(self, path: Path, values: dict[str, Tensor]) -> None:
         arrays: dict[str, Any] = {name: value.numpy() for name, value in values.items()}

@@ -22,10 +22,11 @@ from sde_diffusion.evaluation import bits
 from sde_diffusion.evaluation.figures import save_bound
 from sde_diffusion.evaluation.metrics import content_hash
 from sde_diffusion.evaluation.scoring import Scorer, Scores, ScoringOptions, digest_of, read_state
-from sde_diffusion.files import provenance
+from sde_diffusion.files import beside, provenance
 from sde_diffusion.locks import one_writer
 from sde_diffusion.records import read_record, write_record
 from sde_diffusion.runs.conditions import Classes, conditions_of_examples, words
+from sde_diffusion.terminal import progress
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -75,8 +76,6 @@ def score(
     Raises:
         InputError: if they are not of the run's shape, or the run has conditions that they lack.
     """
-    from tqdm import tqdm
-
     given = conditions_of_examples(run, examples, classes)
     examples = Examples(examples.x, given)
     seed, shape = run.config.seed, tuple(examples.x.shape[1:])
@@ -90,14 +89,15 @@ def score(
         key["dtype"] = dtype
     path = run.workdir / f"{stem}.npz"
     unit = "image" if run.levels else "sample"
-    bar = tqdm(total=len(examples), unit=unit, desc=stem, disable=quiet, leave=False)
+    bar = progress(len(examples), unit, stem, quiet)
     with one_writer(run.workdir, stem), bar:
         _keep_other(path, key)
         scores = scorer.score(path, key, batch_size, bar.update)
         result = bits.summary(scores, run.shape, run.levels is not None, options)
         result["provenance"] = provenance(run.device, **key, checkpoint_folder=str(run.checkpoint), step=run.step)
         write_record(run.workdir / f"{stem}.json", result)
-        save_bound(run.workdir / f"{stem}.png", result["curves"], bits.unit(result))
+        with beside(picture := run.workdir / f"{stem}.png"):
+            save_bound(picture, result["curves"], bits.unit(result))
     return Scored(scores, result, stem)
 
 

@@ -45,10 +45,11 @@ from sde_diffusion.evaluation.sweep import (
     sweep,
 )
 from sde_diffusion.evaluation.uncertainty import plus_minus
-from sde_diffusion.files import discard, provenance, write_atomically
+from sde_diffusion.files import beside, discard, provenance, write_atomically
 from sde_diffusion.locks import one_writer
 from sde_diffusion.runs.conditions import DATA, conditions_of_examples
 from sde_diffusion.runs.sample import draw, show, strip_rows
+from sde_diffusion.terminal import progress
 
 if TYPE_CHECKING:
     from sde_diffusion.runs.run import Run
@@ -260,7 +261,8 @@ class _Sweep:
             conditions=self._given(0, rows),
         )
         if few.strip is not None:
-            few.strip.save_picture(path)
+            with beside(path):
+                few.strip.save_picture(path)
 
 
 def line_of(row: Row) -> str:
@@ -292,10 +294,12 @@ def sweep_run(
         swept = _Sweep(run, options, plan, quiet, hook)
         rows = _go(swept, plan, recorded)
         known = comparable_rows(run, rows)
-        write_atomically(run.workdir / "benchmark.csv", lambda p: p.write_text(as_csv(known), encoding="utf-8"))
+        with beside(table := run.workdir / "benchmark.csv"):
+            write_atomically(table, lambda p: p.write_text(as_csv(known), encoding="utf-8"))
         seen = rows[0]["training_images"]
         mark = seen and seen[swept.metric]
-        save_sweep(run.workdir / "benchmark.png", points(known), swept.metric, mark=mark)
+        with beside(picture := run.workdir / "benchmark.png"):
+            save_sweep(picture, points(known), swept.metric, mark=mark)
     return rows
 
 
@@ -306,21 +310,19 @@ def comparable_rows(run: Run, rows: Sequence[Row]) -> list[Row]:
 
 def _go(swept: _Sweep, plan: Sequence[Setting], recorded: Sequence[Row]) -> list[Row]:
     """Run what of the plan is not recorded, under a progress bar over batches."""
-    from tqdm import tqdm
-
     workdir = swept.run.workdir
     batches_each = -(-swept.options.num_samples // swept.options.batch_size)
-    with tqdm(total=batches_each * len(plan), unit="batch", disable=swept.quiet, desc="benchmark") as progress:
+    with progress(batches_each * len(plan), "batch", "benchmark", swept.quiet, leave=True) as bar:
 
         def one(setting: Setting, stem: str) -> Row:
-            progress.set_postfix_str(f"{setting.sampler} {setting.option}={setting.value:g} seed {setting.seed}")
-            return swept.row(setting, stem, progress.update)
+            bar.set_postfix_str(f"{setting.sampler} {setting.option}={setting.value:g} seed {setting.seed}")
+            return swept.row(setting, stem, bar.update)
 
         def show(row: Row, new: bool) -> None:
             discard(workdir / PICTURES / picture_of(row))  # its batches: the row has them now
             if not new:
-                progress.update(batches_each)
+                bar.update(batches_each)
             elif not swept.quiet:
-                progress.write(line_of(row))
+                bar.write(line_of(row))
 
         return sweep(workdir / RECORD, recorded, plan, swept.key, swept.options_of, one, show, swept.wanted)

@@ -31,7 +31,6 @@ from sde_diffusion.training.settings import existing as existing
 FORMAT = "sde-diffusion checkpoint 1"
 STREAMS = 2
 """Version of the streams of random numbers; 1 is that of version 0.1.0."""
-NETWORK = "the network of the config"
 ATTEMPTS = 1000
 """How often a reader looks anew when the checkpoint that it reads is rotated away."""
 
@@ -44,13 +43,17 @@ class TrainingState:
         network: in training.
         ema: its averaged weights.
         optimizer: its optimiser.
-        step: number of finished steps.
+        step: number of finished steps, the skipped ones with them.
+        skipped: number of steps that were skipped, for their loss or gradient was not finite.
+        skipped_in_row: of these, those at the end.
     """
 
     network: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     step: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Checkpoint:
         tensors: "ema", and where they were asked for and are there, "network" and "optimizer": tensors by name.
         idle: names of the parameters for which the optimiser had no state; None where that was not noted.
         streams: version of the streams of random numbers with which it was trained.
+        optimizer: name of the optimiser that it was trained with.
+        skipped, skipped_in_row: as of :class:`TrainingState`.
     """
 
     folder: Path
@@ -74,13 +79,16 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     idle: tuple[str, ...] | None
     streams: int
+    optimizer: str
+    skipped: int
+    skipped_in_row: int
 
 
 class Damaged(InputError):
     """A checkpoint that cannot be used, though an earlier one may be."""
 
 
-def _file(folder: Path, name: str) -> Path:
+def file_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
@@ -89,6 +97,9 @@ def save(workdir: Path, state: TrainingState, keep: int, settings: dict[str, Any
 
     Args:
         settings: the configuration, data and provenance of the run, stored in ``state.json`` too.
+
+    Raises:
+        InputError: if a weight is not finite: nothing is written then, and no checkpoint deleted.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -104,17 +115,20 @@ def save(workdir: Path, state: TrainingState, keep: int, settings: dict[str, Any
         "format": FORMAT,
         "step": state.step,
         "ema_updates": state.ema.updates,
+        "skipped": state.skipped,
+        "skipped_in_row": state.skipped_in_row,
         "streams": STREAMS,
         "idle": [name for name, own in slots.items() if not own],
         **settings,
     }
+    _require_finite(workdir, state.step, parts)
     try:
         with new_folder(target) as part:
             ordinary = part.stat().st_mode & 0o666
             for name, tensors in parts.items():
-                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, _file(part, name))
-                _file(part, name).chmod(ordinary)  # safetensors lets nobody else read its files
-            content["files"] = {name: sha256(_file(part, name)) for name in parts}
+                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file_of(part, name))
+                file_of(part, name).chmod(ordinary)  # safetensors lets nobody else read its files
+            content["files"] = {name: sha256(file_of(part, name)) for name in parts}
             write_record(part / "state.json", content)
             if target.is_dir():
                 discard(target)
@@ -124,6 +138,21 @@ def save(workdir: Path, state: TrainingState, keep: int, settings: dict[str, Any
     for old in existing(workdir)[:-keep]:
         discard(old)
     return target
+
+
+def _require_finite(workdir: Path, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
+    for name, tensors in parts.items():
+        if bad := [key for key, value in tensors.items() if not value.isfinite().all()]:
+            raise InputError(
+                f"{name} is not finite at step {step}, in {', '.join(bad[:3])}, {len(bad)} in all: not saved; "
+                f"{last_good(workdir)}; in a training, lower training.learning_rate"
+            )
+
+
+def last_good(workdir: Path) -> str:
+    """Return what a line says of where a training that has to end could go on."""
+    kept = existing(workdir)
+    return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
 
 def _by_parameter(state: TrainingState) -> dict[str, dict[str, Tensor]]:
@@ -182,13 +211,14 @@ def _read_folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
         content = read_record(folder / "state.json")
         expected = f"a checkpoint of this project with format {FORMAT!r}"
         require(content.get("format") == FORMAT, f"{folder / 'state.json'}: format", content.get("format"), expected)
-        for key in ("step", "ema_updates"):
-            require_int(f"{folder / 'state.json'}: {key}", content.get(key), 0)
+        counts = {"skipped": 0, "skipped_in_row": 0, **content}  # which earlier versions do not have
+        for key in ("step", "ema_updates", "skipped", "skipped_in_row"):
+            require_int(f"{folder / 'state.json'}: {key}", counts.get(key), 0)
         hashes = content.get("files", {})
         require(isinstance(hashes, dict), f"{folder / 'state.json'}: files", hashes, "the SHA-256 of each file")
         idle = tuple(map(str, content["idle"])) if isinstance(content.get("idle"), list) else None
-        tensors = {n: _read_tensors(_file(folder, n), hashes) for n in names if _is_there(folder, n, hashes)}
-        digest = hashes.get("ema") or sha256(_file(folder, "ema"))
+        tensors = {n: _read_tensors(file_of(folder, n), hashes) for n in names if _is_there(folder, n, hashes)}
+        digest = hashes.get("ema") or sha256(file_of(folder, "ema"))
     except PermissionError:
         raise
     except (OSError, InputError) as error:
@@ -196,12 +226,23 @@ def _read_folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
     if not hashes:
         notice(f"{folder}: has no SHA-256 of its files, being of an earlier version; it was used unchecked")
     streams = content["streams"] if isinstance(content.get("streams"), int) else 1
-    return Checkpoint(folder, content["step"], content["ema_updates"], digest, tensors, idle, streams)
+    skipped = counts["skipped"], counts["skipped_in_row"]
+    return Checkpoint(
+        folder, content["step"], content["ema_updates"], digest, tensors, idle, streams, _optimizer(content), *skipped
+    )
+
+
+def _optimizer(content: dict[str, Any]) -> str:
+    """Return the name of the optimiser by the configuration in ``state.json``, "adamw" where that says nothing."""
+    config = content.get("config")
+    training = config.get("training") if isinstance(config, dict) else None
+    name = training.get("optimizer") if isinstance(training, dict) else None
+    return name if isinstance(name, str) else "adamw"
 
 
 def _is_there(folder: Path, name: str, hashes: dict[str, str]) -> bool:
     """Return whether a checkpoint has a file; what must be there is, so that its absence is told when it is read."""
-    return name == "ema" or name in hashes or _file(folder, name).exists()
+    return name == "ema" or name in hashes or file_of(folder, name).exists()
 
 
 def _read_tensors(path: Path, hashes: dict[str, str]) -> dict[str, Tensor]:
@@ -218,35 +259,6 @@ def _read_tensors(path: Path, hashes: dict[str, str]) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def require_like(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, whose: str) -> None:
-    """Refuse tensors that were read unless they have the names, shapes and dtypes of ``own``.
-
-    Raises:
-        InputError: names the first that differ.
-    """
-    problems = [f"missing {k}" for k in own if k not in tensors] + [
-        f"unexpected {k}" for k in sorted(tensors) if k not in own
-    ]
-    for key, value in own.items():
-        if key in tensors and tensors[key].shape != value.shape:
-            problems.append(f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(value.shape)}")
-        elif key in tensors and tensors[key].dtype != value.dtype:
-            problems.append(f"{key} has dtype {tensors[key].dtype}, not {value.dtype}")
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{where}: does not fit {whose}: {'; '.join(problems[:3])}{more}")
-
-
-def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Load weights that were read from ``where``.
-
-    Raises:
-        InputError: on missing or unexpected names and on other shapes or dtypes; names them.
-    """
-    require_like(tensors, network.state_dict(), str(where), NETWORK)
-    network.load_state_dict(tensors)
-
-
 def read_to_train(workdir: Path) -> Checkpoint | None:
     """Read the newest whole checkpoint of a workdir with all that training needs; None if there is none yet.
 
@@ -259,56 +271,6 @@ def read_to_train(workdir: Path) -> Checkpoint | None:
     whole = {"network", "optimizer"} <= found.tensors.keys()
     require(whole, "workdir", str(found.folder), "a checkpoint to train on", "this one has averaged weights alone")
     return found
-
-
-def restore(found: Checkpoint, state: TrainingState) -> None:
-    """Fill ``state`` from a checkpoint of :func:`read_to_train`, bit for bit.
-
-    Raises:
-        InputError: if it does not fit; ``state`` is then as it was.
-    """
-    parameters = dict(state.network.named_parameters())
-    moments = found.tensors["optimizer"]
-    idle = found.idle if found.idle is not None else () if moments else tuple(parameters)
-    expected = _moments(state.optimizer, parameters, idle)
-    require_like(moments, expected, str(_file(found.folder, "optimizer")), "the optimiser of the config")
-    for name in ("ema", "network"):
-        require_like(found.tensors[name], state.network.state_dict(), str(_file(found.folder, name)), NETWORK)
-    state.network.load_state_dict(found.tensors["network"])
-    state.ema.network.load_state_dict(found.tensors["ema"])
-    state.step, state.ema.updates = found.step, found.ema_updates
-    if found.streams != STREAMS:
-        notice(
-            f"{found.folder}: of a version with other random numbers; it is trained on, but not bit for bit as there"
-        )
-    slots: dict[int, dict[str, Tensor]] = {}
-    indexed = list(parameters.values())
-    for key, value in moments.items():
-        index, _, name = key.partition(".")
-        parameter = indexed[int(index)]
-        if value.shape == parameter.shape:  # the memory layout of the parameter: fused optimisers go by memory
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-        slots.setdefault(int(index), {})[name] = value
-    template = state.optimizer.state_dict()
-    state.optimizer.load_state_dict({"state": slots, "param_groups": template["param_groups"]})
-
-
-def _moments(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], idle: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """Return tensors like those that an optimiser keeps, without numbers: what a step on the meta device leaves.
-
-    Args:
-        idle: names of parameters of which it keeps nothing.
-    """
-    twins = [nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters.values()]
-    kind: Any = type(optimizer)
-    twin: torch.optim.Optimizer = kind(twins)
-    twin.param_groups[0] |= {**optimizer.param_groups[0], "params": twins, "fused": False, "foreach": False}
-    for name, parameter in zip(parameters, twins, strict=True):
-        parameter.grad = None if name in idle else torch.empty_like(parameter)
-    twin.step()
-    return {f"{i}.{k}": torch.as_tensor(v) for i, own in twin.state_dict()["state"].items() for k, v in own.items()}
 
 
 def set_aside(workdir: Path, step: int) -> None:

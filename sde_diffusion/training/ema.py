@@ -37,11 +37,16 @@ class EMA:
         self._shadow: list[Tensor] = list(self.network.parameters())
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the average towards the weights of ``network``; buffers are copied."""
-        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def update(self, network: nn.Module, skip: Tensor | None = None) -> None:
+        """Move the average towards the weights of ``network``; buffers are copied.
+
+        Args:
+            skip: () bool on the device; where it is true the average of the weights stays, though the update counts.
+        """
+        skip = self._shadow[0].new_zeros((), dtype=torch.bool) if skip is None else skip
+        weight = (1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))) * ~skip
         for shadow, parameter in zip(self._shadow, network.parameters(), strict=True):
-            shadow.lerp_(parameter, weight)
+            shadow.lerp_(parameter, weight.to(shadow.dtype))
         for shadow, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             shadow.copy_(buffer)
         self.updates += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.data import Examples
-from sde_diffusion.errors import InputError, require, require_float, require_int
-from sde_diffusion.files import write_atomically
+from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.noise import NoiseStream, stream
 from sde_diffusion.objectives import Objective
-from sde_diffusion.records import as_line, read_lines
+from sde_diffusion.terminal import progress
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.checkpoints import TrainingState
 from sde_diffusion.training.interrupts import Interrupts, Stopped
+from sde_diffusion.training.log import TrainingLog
 from sde_diffusion.training.muon import Muon
+from sde_diffusion.training.settings import write_settings
+from sde_diffusion.training.skipped import Losses, examine, look
 
-BatchFn = Callable[[int, NoiseStream], Examples]
-"""``batch(step, noise)`` returns the examples of a step in model space, and what they are conditioned on."""
+BatchFn = Callable[[int, NoiseStream], tuple[Examples, Tensor]]
+"""``batch(step, noise)`` returns the examples of a step in model space, with what they are conditioned on, and their
+numbers among those of the training split, (B,)."""
 
-LOG = "train.jsonl"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -50,6 +53,7 @@ class TrainingOptions:
         log_every: steps between log lines; the loss is looked at then.
         checkpoint_every: steps between checkpoints.
         keep: number of checkpoints kept.
+        max_skipped: steps in a row that may be skipped since their loss or gradient is not finite.
     """
 
     num_steps: int = 2000
@@ -67,11 +71,13 @@ class TrainingOptions:
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 2
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             require_int(name, getattr(self, name), 1)
-        require_int("warmup_steps", self.warmup_steps, 0)
+        for name in ("warmup_steps", "max_skipped"):
+            require_int(name, getattr(self, name), 0)
         require_float("learning_rate", self.learning_rate, 0.0, open_low=True)
         require_float("beta2", self.beta2, 0.0, 1.0)
         require_float("weight_decay", self.weight_decay, 0.0)
@@ -102,44 +108,6 @@ def make_optimizer(network: nn.Module, options: TrainingOptions) -> torch.optim.
     )
 
 
-def read_log(workdir: Path) -> list[dict[str, float]]:
-    """Return what was logged of a training, a dictionary with "step", "loss" and "learning_rate" a line.
-
-    Raises:
-        InputError: if a line is damaged; names it.
-    """
-
-    def check(line: dict[str, Any]) -> None:
-        for key in ("step", "loss", "learning_rate"):
-            require(isinstance(line.get(key), (int, float)), key, line.get(key), "a number")
-
-    return read_lines(workdir / LOG, "one of a training", check)
-
-
-class TrainingLog:
-    """Loss and learning rate in ``train.jsonl`` and in TensorBoard's files; lines past ``step`` are dropped."""
-
-    def __init__(self, workdir: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = workdir / LOG
-        if self._path.exists():
-            kept = "".join(as_line(line) for line in read_log(workdir) if line["step"] <= step)
-            write_atomically(self._path, lambda p: p.write_text(kept, encoding="utf-8"))
-        self._writer = SummaryWriter(workdir / "tensorboard", purge_step=step)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append the values of a step."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(as_line({"step": step, **values}))
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush TensorBoard's file."""
-        self._writer.close()
-
-
 def train(
     workdir: Path,
     model: nn.Module,
@@ -153,8 +121,11 @@ def train(
 ) -> None:
     """Train from ``state.step`` to ``options.num_steps``.
 
+    A step whose loss or gradient is not finite changes nothing but its number: it is skipped on the device, and said
+    when the loss is looked at next.
+
     Args:
-        workdir: receives ``train.jsonl``, TensorBoard's files and the checkpoints.
+        workdir: receives checkpoints, logs, and ``config.json``: after the first step, then with a checkpoint.
         model: what the objective is given, around ``state.network``.
         objective: what is made small.
         seed: of data order, times, noise and dropout.
@@ -162,78 +133,73 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        InputError: if the loss is not finite: names the step; the last checkpoint is kept.
+        InputError: if more than ``options.max_skipped`` steps in a row are skipped, or the weights are not finite when
+            they are to be saved; names step, examples and noise levels. The last checkpoint is kept.
         Stopped: on Ctrl-C or SIGTERM, at the end of a step, which is saved.
     """
-    from tqdm import tqdm
-
     log = TrainingLog(workdir, state.step)
     recent: list[Tensor] = []
-    progress = tqdm(total=options.num_steps, initial=state.step, unit="step", disable=quiet, desc="train")
+    bar = progress(options.num_steps, "step", "train", quiet, done=state.step, leave=True)
+    losses = partial(losses_of_step, model, objective, batch, options.batch_size, seed)
     state.network.train()
     try:
         with Interrupts() as interrupts:
             while state.step < options.num_steps:
-                recent.append(_step(model, state, objective, batch, options, seed))
+                recent.append(_step(losses, state, options))
+                if state.step == 1:
+                    write_settings(workdir, settings)
                 stopped = interrupts.number  # looked at once: what comes after this step waits for the next
                 due = state.step == options.num_steps or state.step % options.checkpoint_every == 0
                 save = due or stopped is not None
                 if save or state.step % options.log_every == 0:
-                    mean = _mean_loss(recent, state.step, workdir)
-                    log.write(state.step, {"loss": mean, "learning_rate": options.rate(state.step - 1)})
-                    progress.update(len(recent))
-                    progress.set_postfix(loss=f"{mean:.4f}")
+                    bar.update(len(recent))
+                    mean = look(recent, state, options.max_skipped, partial(examine, model, losses), workdir)
+                    if mean is not None:
+                        log.write(state.step, {"loss": mean, "learning_rate": options.rate(state.step - 1)})
+                        bar.set_postfix(loss=f"{mean:.4f}")
                     recent.clear()
                 if save:
                     kept = checkpoints.save(workdir, state, options.keep, settings)
+                    write_settings(workdir, settings)  # not before: what fails to train changes no run
                 if stopped is not None:
                     text = f"stopped at step {state.step}, saved in {kept}; the same command goes on from there"
                     raise Stopped(text, stopped)
     finally:
-        progress.close()
+        bar.close()
         log.close()
 
 
-def _step(
-    model: nn.Module,
-    state: TrainingState,
-    objective: Objective,
-    batch: BatchFn,
-    options: TrainingOptions,
-    seed: int,
-) -> Tensor:
-    """Take one step; returns its loss, which is not looked at here, so that the host does not wait for it."""
-    step, device = state.step, next(state.network.parameters()).device
+def losses_of_step(
+    model: nn.Module, objective: Objective, batch: BatchFn, batch_size: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each example of a step, and their numbers, a pure function of the weights, seed and step."""
+    device = next(model.parameters()).device
     torch.manual_seed(stream(seed, f"dropout of step {step}"))
-    first = step * options.batch_size
-    noise = NoiseStream(stream(seed, "training"), range(first, first + options.batch_size))
-    examples = batch(step, noise)
+    first = step * batch_size
+    noise = NoiseStream(stream(seed, "training"), range(first, first + batch_size))
+    examples, indices = batch(step, noise)
     x = _to(device, examples.x)
     given = {name: _to(device, values) for name, values in examples.conditions.items()}
-    value = objective(model, x, noise, **given).mean()
+    return objective(model, x, noise, **given), indices
+
+
+def _step(losses: Losses, state: TrainingState, options: TrainingOptions) -> Tensor:
+    """Take one step; returns its loss, NaN if it is skipped. Neither is looked at, so that the host does not wait."""
+    value = losses(state.step)[0].mean()
     state.optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
-    if options.grad_clip:
-        nn.utils.clip_grad_norm_(state.network.parameters(), options.grad_clip)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), options.grad_clip or math.inf)
+    skip = ~(value.detach().isfinite() & norm.isfinite())
     for group in state.optimizer.param_groups:
-        group["lr"] = options.rate(step)
-    state.optimizer.step()
-    state.ema.update(state.network)
-    state.step = step + 1
-    return value.detach()
+        group["lr"] = options.rate(state.step)
+    optimizer: Any = state.optimizer
+    optimizer.found_inf = skip.float()  # as of torch.amp.GradScaler: 1 has a fused optimiser's step change nothing
+    optimizer.step()
+    state.ema.update(state.network, skip)
+    state.step += 1
+    return value.detach().masked_fill(skip, math.nan)
 
 
 def _to(device: torch.device, x: Tensor) -> Tensor:
     """Bring a batch to the device, without waiting for it."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
-
-
-def _mean_loss(recent: list[Tensor], step: int, workdir: Path) -> float:
-    """Return the mean of the latest losses, or stop and name the first step whose loss is not finite."""
-    values = torch.stack(recent)
-    if not torch.isfinite(values).all():
-        bad = step - len(recent) + 1 + int((~torch.isfinite(values)).int().argmax())
-        kept = checkpoints.existing(workdir)
-        where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise InputError(f"loss is not finite at step {bad}; {where}; check the data or lower training.learning_rate")
-    return float(values.mean())

@@ -53,26 +53,35 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Take a step; the gradients of matrices are used up by it."""
+        """Take a step; the gradients of matrices are used up by it.
+
+        As with PyTorch's fused optimisers, nothing changes where an attribute ``found_inf``, a tensor (), is 1.
+        """
+        skip = getattr(self, "found_inf", self.param_groups[0]["params"][0].new_zeros(())) > 0.0
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
-                rows, columns = len(p), p.numel() // len(p)
+                rows, columns = p.shape[:1].numel(), p.shape[1:].numel()
                 if p.grad is not None and p.ndim > 1 and min(rows, columns) >= LEAST_SIDE:
                     alike[rows, columns].append(p)
             for (rows, columns), weights in alike.items():
-                averaged = torch.stack([self._average(p).reshape(rows, columns) for p in weights])
-                steps = orthogonalise(averaged) * (0.2 * max(rows, columns) ** 0.5)
+                averaged = torch.stack([self._average(p, skip).reshape(rows, columns) for p in weights])
+                steps = orthogonalise(averaged) * (0.2 * max(rows, columns) ** 0.5 * ~skip)
+                kept = 1.0 - group["lr"] * group["weight_decay"] * ~skip
                 for p, step in zip(weights, steps, strict=True):
-                    p.mul_(1.0 - group["lr"] * group["weight_decay"])
+                    p.mul_(kept)
                     p.sub_(step.view(p.shape), alpha=group["lr"])
         super().step()
 
-    def _average(self, p: nn.Parameter) -> Tensor:
-        """Return the average of a weight's gradients, looked ahead by one, and take its gradient away from AdamW."""
+    def _average(self, p: nn.Parameter, skip: Tensor) -> Tensor:
+        """Return the average of a weight's gradients, looked ahead by one, and take its gradient away from AdamW.
+
+        Where ``skip`` the gradient is taken for its average, which stays then.
+        """
         grad, p.grad = cast(Tensor, p.grad), None
         state = self.state[p]
         if not state:  # AdamW expects a step in every state that it loads
             state["step"], state["momentum"] = torch.zeros((), device=p.device), torch.zeros_like(p)
+        grad = torch.where(skip, state["momentum"], grad)
         state["momentum"].lerp_(grad, 1.0 - MOMENTUM)
         return grad.lerp(state["momentum"], MOMENTUM)
