@@ -71,7 +71,7 @@ class StochasticHeun(GridSampler[Mapping[Number, NoiseLevel]]):
         t = torch.tensor([level.t for level in churned], dtype=torch.float64)
         log_snr = torch.tensor([level.log_snr for level in churned], dtype=torch.float64)
         log_snr -= 2.0 * math.log1p(min(self.s_churn / num_steps, LARGEST_CHURN))
-        raised = denoiser.round_t(denoiser.sde.time_of_log_snr(log_snr)).clamp_max(denoiser.sde.T)
+        raised = denoiser.round_t(denoiser.sde.time_of_log_snr(log_snr)).clamp_max(denoiser.sde.t_max)
         above = raised > t
         return dict(zip(t[above].tolist(), denoiser.sde.levels(raised[above]), strict=True))
 

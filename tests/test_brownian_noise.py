@@ -70,9 +70,10 @@ def test_strong_order_from_10_to_1000_steps(sde: SDE, scheme: dict[str, Any], la
 
     That holds for torchsde's schemes of two evaluations too, whose areas between increments are fresh.
     """
-    errors = strong_errors(scheme, sde, law, [10, 32, 256, 1000])
+    coarse = 64 if isinstance(sde, sd.FlowSDE) else 32  # its f and g are some 1,000 where it starts
+    errors = strong_errors(scheme, sde, law, [10, coarse, 256, 1000])
     assert errors[0] > 2.0 * errors[1]
-    assert errors[1] > bound(32, 256, 1000, shared=scheme not in SCHEMES[4:]) * errors[2]
+    assert errors[1] > bound(coarse, 256, 1000, shared=scheme not in SCHEMES[4:]) * errors[2]
 
 
 def test_without_a_path_step_counts_have_nothing_in_common() -> None:
@@ -170,7 +171,9 @@ def test_a_run_is_sampled_on_paths(tmp_path: Path, capsys: pytest.CaptureFixture
     for noise in samplers.NOISES:
         flags = ["--sampler=ancestral", "--steps=3", "--num_samples=2", "--quiet", f"--noise={noise}"]
         assert main(["sample", f"--workdir={digits}", *flags]) == 0
-    records = {path.stem: json.loads(path.read_text())["noise"] for path in (digits / "samples").glob("*.json")}
+    records = {
+        path.stem: json.loads(path.read_text())["identity"]["noise"] for path in (digits / "samples").glob("*.json")
+    }
     assert records == {"ancestral_3_seed0": "independent", "ancestral_3_brownian_seed0": "brownian"}
     assert main(["sample", f"--workdir={digits}", "--noise=white"]) == 2
     assert "noise" in capsys.readouterr().err

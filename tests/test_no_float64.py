@@ -152,9 +152,9 @@ def test_training(optimizer: type[torch.optim.Optimizer], tmp_path: Path) -> Non
     """The loop, from a batch on the host to the averaged weights; only what it saves stays away."""
     model = denoiser()
     net: nn.Module = model.net  # type: ignore[assignment]
-    kept = TrainingState(net, EMA(net), optimizer(net.parameters()))
+    kept = TrainingState(net, EMA(net), optimizer(net.parameters(), fused=True))
     options = TrainingOptions(num_steps=3, batch_size=SHAPE[0], log_every=1)
-    batch = Examples(torch.zeros(SHAPE), {})
+    batch = Examples(torch.zeros(SHAPE), {}), torch.arange(SHAPE[0])
     with mock.patch.object(checkpoints, "save"):
         train(tmp_path, model, kept, sd.DenoisingScoreMatching(), lambda step, noise: batch, options, 0, {}, quiet=True)
     assert kept.step == 3
@@ -164,7 +164,7 @@ def test_training(optimizer: type[torch.optim.Optimizer], tmp_path: Path) -> Non
 @pytest.mark.parametrize("sde_name", SDES.names())
 def test_bounds(sde_name: str, cell: float | None) -> None:
     model, x = denoiser(SDES.build(sde_name)), state()
-    times = torch.linspace(model.sde.T, 0.01, 4, dtype=torch.float64)
+    times = torch.linspace(model.start_time(), 0.01, 4, dtype=torch.float64)
     found = [
         bounds.continuous_bound(model, x, sd.NoiseStream(0, range(len(x))), draws=4, cell=cell),
         bounds.discrete_bound(model, x, times, sd.NoiseStream(0, range(len(x))), cell=cell),
@@ -186,8 +186,9 @@ def test_a_run_samples_with_its_way(trained: Path) -> None:
     """What ``sample --trajectory`` does, the pictures of the way included."""
     run = load_run(trained, load_config(trained), DEVICE)
     drawn = draw(run, samplers.build("probability_flow"), 3, batch_size=2, seed=0, quiet=True, trajectory=True)
-    assert len(drawn.strip) > 1
-    assert all(x.device.type == "cpu" and x.dtype == torch.float64 for _, x in drawn.strip)
+    assert drawn.strip is not None
+    assert len(drawn.strip.states) > 1
+    assert {values.device.type for values in vars(drawn.strip).values()} == {"cpu"}
 
 
 def test_a_data_set_is_scored(tmp_path: Path) -> None:

@@ -247,7 +247,10 @@ _OF = (*ALIKE, "sampler", "option", "value", "seed")
 
 def picture_of(row: Row) -> str:
     """Return the name of a row's files, which is that of no other row; it follows from what the row is of."""
-    text = json.dumps([row.get(name) for name in (*_OF, "options")], sort_keys=True)
+    # Rows of version 0.1.0 have no estimator, nor has the name of their files.
+    text = json.dumps(
+        [row.get(name) for name in (*_OF, "options") if name in row or name != "estimator"], sort_keys=True
+    )
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{row['sampler']}_{row['value']:g}_seed{row['seed']}_{digest}"
 
