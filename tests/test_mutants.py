@@ -1,0 +1,261 @@
+"""Mutants: a fault put into the mathematics on purpose must fail a fast test.
+
+Some are named, faults that tests once let pass. Others are made mechanically, by the syntax trees of the mathematics and
+of the samplers: a sign is turned, a product or a number is off by 1 %, a factor is dropped. Each lies in a copy of the
+tree, whose own fast tests are run until one fails; a mutant that none fails is a survivor, and says what is not tested.
+
+Our own, since mutmut and cosmic-ray go through every operator of a tree, for hours and with a state of their own. Here
+are few mutants, of formulas alone, the same in every run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.test_architecture import FLOORS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: in ``file`` the text from byte ``start`` to ``stop`` reads ``new``, where ``name`` says what that means."""
+
+    name: str
+    file: str
+    start: int
+    stop: int
+    new: str
+
+    def write(self, tree: Path) -> None:
+        """Put the fault into a copy of the tree."""
+        text = (ROOT / self.file).read_bytes()
+        (tree / self.file).write_bytes(text[: self.start] + self.new.encode() + text[self.stop :])
+
+
+def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
+    """Run the fast tests of files of a tree up to the first failure; returns whether all passed, and what was printed.
+
+    A mutant that runs forever is killed as one that fails is.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])}
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=900)
+    except subprocess.TimeoutExpired:
+        return False, "FAILED to end in 15 minutes"
+    assert done.returncode in (0, 1, 2), done.stdout + done.stderr  # 2: a module that cannot be imported
+    return done.returncode == 0, done.stdout
+
+
+def copy_tree(into: Path) -> Path:
+    """Copy what tests need, with compiled modules, whose times are kept."""
+    for name in ("sde_diffusion", "samplers", "tests", "configs"):
+        shutil.copytree(ROOT / name, into / name)
+    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
+        shutil.copy2(ROOT / name, into / name)
+    return into
+
+
+def survives(mutant: Mutant, tests: tuple[str, ...], folder: Path) -> bool:
+    """Return whether all tests pass on a mutant; prints which did not."""
+    tree = copy_tree(folder / hashlib.sha256(repr(mutant).encode()).hexdigest()[:12])
+    mutant.write(tree)
+    passed, text = run_tests(tree, tests)
+    shutil.rmtree(tree)
+    killer = re.search(r"^(FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    print(f"{mutant.name}: {'SURVIVES' if passed else killer.group(2) if killer else 'killed'}", flush=True)
+    return passed
+
+
+# Named: a fault, its file, the text and what it is turned into, the file of tests that must notice.
+
+NAMED = [
+    (
+        "the EDM weighting without its 1",
+        "sde_diffusion/objectives/weightings.py",
+        "return 1.0 + torch.exp(-sde.log_snr(t))",
+        "return torch.exp(-sde.log_snr(t))",
+        "tests/test_objectives.py",
+    ),
+    (
+        "Min-SNR with another power",
+        "sde_diffusion/objectives/weightings.py",
+        "self.gamma * torch.exp(-sde.log_snr(t))",
+        "self.gamma * torch.exp(-0.5 * sde.log_snr(t))",
+        "tests/test_objectives.py",
+    ),
+    (
+        "the likelihood weighting with another power",
+        "sde_diffusion/objectives/weightings.py",
+        "return (sde.coefficients(t)[1] / sde.sigma(t)) ** 2",
+        "return sde.coefficients(t)[1] / sde.sigma(t)",
+        "tests/test_objectives.py",
+    ),
+    (
+        "the continuous bound over 90 % of each cell",
+        "sde_diffusion/bounds.py",
+        "(i // 2 + u) / (draws // 2)",
+        "(i // 2 + 0.9 * u) / (draws // 2)",
+        "tests/test_bounds.py",
+    ),
+    (
+        "the score of the Langevin corrector at the time before",
+        "samplers/correctors.py",
+        "p, z = denoiser(x, s), noise(x, s, s)",
+        "p, z = denoiser(x, t), noise(x, s, s)",
+        "tests/test_samplers.py",
+    ),
+    (
+        "the Langevin corrector without α_{t|s}",
+        "samplers/correctors.py",
+        "size = 2.0 * (t.alpha / s.alpha * self.snr * ratio) ** 2",
+        "size = 2.0 * (self.snr * ratio) ** 2",
+        "tests/test_samplers.py",
+    ),
+    (
+        "the drift of reverse diffusion × 1.01",
+        "samplers/reverse_diffusion.py",
+        "combine(x=2.0 - alpha_ts, score=beta)",
+        "combine(x=1.0 + 1.01 * (1.0 - alpha_ts), score=1.01 * beta)",
+        "tests/test_samplers.py",
+    ),
+    (
+        "the Lévy area of torchsde × 0.8",
+        "samplers/torchsde_solvers.py",
+        "0.5 * w + z * (h / 12.0) ** 0.5",
+        "0.5 * w + 0.8 * z * (h / 12.0) ** 0.5",
+        "tests/test_samplers.py",
+    ),
+    (
+        "the sign of the default label",
+        "sde_diffusion/labels.py",
+        "return -self.scale * level.log_snr",
+        "return self.scale * level.log_snr",
+        "tests/test_denoisers.py",
+    ),
+    (
+        "Muon without Nesterov",
+        "sde_diffusion/training/muon.py",
+        'return grad.lerp(state["momentum"], MOMENTUM)',
+        'return state["momentum"].clone()',
+        "tests/test_training.py",
+    ),
+    (
+        "EMA without buffers",
+        "sde_diffusion/training/ema.py",
+        "shadow.copy_(buffer)",
+        "pass",
+        "tests/test_training.py",
+    ),
+    (
+        "precision and recall with k = 4",
+        "sde_diffusion/evaluation/precision_recall.py",
+        "NEIGHBOURS = 3\n",
+        "NEIGHBOURS = 4\n",
+        "tests/test_metrics.py",
+    ),
+    (
+        "the prior of VE + 1 %",
+        "sde_diffusion/sdes.py",
+        "return self.sigma_max\n",
+        "return 1.01 * self.sigma_max\n",
+        "tests/test_sdes.py",
+    ),
+    (
+        "σ of L_0 + 10 %",
+        "sde_diffusion/bounds.py",
+        "mean, std = denoiser(x, t).x0, t.sigma",
+        "mean, std = denoiser(x, t).x0, 1.1 * t.sigma",
+        "tests/test_bounds.py",
+    ),
+    (
+        "a tolerance within half of the statistical error",
+        "sde_diffusion/likelihood.py",
+        "<= 0.1 * statistical",
+        "<= 0.5 * statistical",
+        "tests/test_likelihood.py",
+    ),
+    (
+        "the standard error over probes − 1",
+        "sde_diffusion/likelihood.py",
+        "by_probe.std(dim=0) / math.sqrt(probes) if",
+        "by_probe.std(dim=0) / math.sqrt(probes - 1) if",
+        "tests/test_likelihood.py",
+    ),
+    (
+        "the standard error of a mean over n − 1",
+        "sde_diffusion/likelihood.py",
+        "float(values.std()) / math.sqrt(len(values)) if",
+        "float(values.std()) / math.sqrt(len(values) - 1) if",
+        "tests/test_likelihood.py",
+    ),
+    (
+        "the standard deviation of a mean over n",
+        "sde_diffusion/likelihood.py",
+        "float(values.std()) / math.sqrt(len(values)) if",
+        "float(values.std(correction=0)) / math.sqrt(len(values)) if",
+        "tests/test_likelihood.py",
+    ),
+    (
+        "the probes' share of the budget without n",
+        "sde_diffusion/likelihood.py",
+        "(std_error**2).nanmean().sqrt() / math.sqrt(len(x))",
+        "(std_error**2).nanmean().sqrt()",
+        "tests/test_likelihood.py",
+    ),
+    (
+        "the variance of a distance over n − 1",
+        "sde_diffusion/evaluation/uncertainty.py",
+        "jackknife = sum(float(part.var()) / n for",
+        "jackknife = sum(float(part.var()) / (n - 1) for",
+        "tests/test_uncertainty.py",
+    ),
+    (
+        "the standard error of the continuous bound as of independent draws",
+        "sde_diffusion/bounds.py",
+        "(pairs[:, 0] - pairs[:, 1]).square().sum(dim=0).sqrt()",
+        "(0.5 * (pairs[:, 0] - pairs[:, 1]).square()).sum(dim=0).sqrt()",
+        "tests/test_bounds.py",
+    ),
+    (
+        "the cosine chain clipped at 0.99",
+        "sde_diffusion/sdes.py",
+        "def cosine(cls, num_train_steps: int = 1000, beta_last: float = 0.999)",
+        "def cosine(cls, num_train_steps: int = 1000, beta_last: float = 0.99)",
+        "tests/test_sdes.py",
+    ),
+]
+
+
+def named(name: str, file: str, old: str, new: str) -> Mutant:
+    """Return a named mutant; its text must be there, once."""
+    text = (ROOT / file).read_bytes()
+    assert text.count(old.encode()) == 1, f"{name}: {file} does not have {old!r} once; write the mutant anew"
+    start = text.index(old.encode())
+    return Mutant(name, file, start, start + len(old.encode()), new)
+
+
+def test_named_mutants_are_of_the_text_as_it_is() -> None:
+    for *fault, tests in NAMED:
+        named(*fault)
+        assert (ROOT / tests).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: case[0])
+def test_a_named_mutant_is_killed(case: tuple[str, ...], tmp_path: Path) -> None:
+    *fault, tests = case
+    assert not survives(named(*fault), (tests,), tmp_path)
