@@ -279,7 +279,7 @@ def test_every_torchsde_scheme_has_its_declared_order(method: str) -> None:
 
 
 def test_area_of_torchsdes_increments() -> None:
-    """Of dx = a x du + b dw a step h gains ∫ eᵃ⁽ʰ⁻ʳ⁾ b dw = b W + (a b − b′) U, U = h (W/2 + √(h/12) z), and higher terms.
+    """Of dx = a x du + b dw a step h gains b W + (a b − b′) U and higher terms, with U = ∫ W = h (W/2 + √(h/12) z).
 
     The gains of the last step, which none after it changes: z against W/√h is (a − b′/b) h/√12, to some |a| h.
     """
