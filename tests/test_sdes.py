@@ -163,6 +163,7 @@ def test_any_rank(sde: SDE, shape: tuple[int, ...]) -> None:
         ("ddpm", {"num_train_steps": 0}, "num_train_steps=0"),
         ("ddpm", {"schedule": "lineer"}, "schedule='lineer'"),
         ("ddpm", {"beta_last": 1.5}, r"betas\["),
+        ("ddpm", {"betas": (0.1, 1e-13)}, r"betas\[1\]=1e-13: expected every beta in \[1e-12, 1\)"),
         ("sub_vp", {}, "did you mean 'subvp'"),
         ("vp", {"beta_mim": 0.1}, "did you mean 'beta_min'"),
     ],
