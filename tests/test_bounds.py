@@ -107,8 +107,8 @@ def test_times_of_the_continuous_bound_fill_their_cells() -> None:
 
 
 @pytest.mark.parametrize("cell", [None, 0.1])
-def test_reconstruction_is_of_the_gaussian_of_the_last_step(cell: float | None) -> None:
-    """L_0 = −Σ log N(x₀; x̂₀, σ²), or of its mass in the level's cell, with the noise that was drawn, by SciPy."""
+def test_terms_are_of_the_noise_that_was_drawn(cell: float | None) -> None:
+    """L_0 = −Σ log N(x₀; x̂₀, σ²), or of its mass in the level's cell, by SciPy; L_1 = ½ (SNR_s − SNR_t) |x₀ − x̂₀|²."""
     sde, t_1 = sd.VPSDE(), 0.02
     x0 = torch.tensor([[0.3, -0.4], [0.8, 0.1]], dtype=torch.float64)
     eps = torch.tensor([[0.2, -1.0], [1.4, 0.6]], dtype=torch.float64)
@@ -131,6 +131,9 @@ def test_reconstruction_is_of_the_gaussian_of_the_last_step(cell: float | None) 
     )
     for bound in bounds:
         np.testing.assert_allclose(bound.reconstruction.numpy(), exact, rtol=1e-9)
+    first = denoiser(float(sde.alpha(time(1.0))) * x0 + float(sde.sigma(time(1.0))) * eps, 1.0).x0
+    low, high = sde.log_snr(torch.tensor([1.0, t_1], dtype=torch.float64)).exp()
+    torch.testing.assert_close(bounds[0].terms[0], 0.5 * (high - low) * (x0 - first).square().sum(dim=1))
 
 
 def test_standard_error_of_the_continuous_bound_is_calibrated() -> None:

@@ -220,7 +220,8 @@ def test_bounds(
         continuous = sd.continuous_bound(model, x, noise, draws=2 * given["count"], t_min=t_min, cell=cell)
         times = model.round_t(GRIDS[given["grid"]](sde, given["count"], t_min))
         discrete = sd.discrete_bound(model, x, times, noise, variance=given["variance"], cell=cell)
-        return [bound.total for bound in (continuous, discrete)] + [continuous.std_error]
+        assert not continuous.std_error.isnan().any()  # of 1e19 nats, far from any data, it is infinite
+        return [bound.total for bound in (continuous, discrete)]
 
     finite(run)
 

@@ -253,6 +253,19 @@ def test_truncation_of_a_network_of_discrete_time_is_extrapolated(variance: floa
     assert abs(value) <= abs(float(missing.mean())) * factor + slack
 
 
+@pytest.mark.parametrize("power", [0.4, 1.0, 1.9])
+def test_truncation_of_a_power_is_what_is_extrapolated(power: float) -> None:
+    """Where log p_t = log p − c (σ/α)^{2p} all along, c (σ/α)^{2p} at the first time of a network of discrete time."""
+    sde, c = sd.DDPMChain.linear(1000), torch.tensor([300.0, 500.0], dtype=torch.float64)
+    denoiser = sd.Denoiser(lambda x, label: x, sde, noise_label="discrete")
+
+    def lost(t: float) -> Tensor:
+        return c * math.exp(-power * float(sde.log_snr(time(t))))
+
+    found = likelihood._truncation(lambda t: lost(1e-3) - lost(t), denoiser, 1e-3, wide=True)
+    torch.testing.assert_close(found, lost(1e-3), rtol=1e-6, atol=0.0)
+
+
 def test_float32_starts_where_it_resolves_the_noise() -> None:
     """The sub-VP's σ is 1e-6 at t = 1e-5, which float32 beside x does not see: log p was off by up to 0.16 nats."""
     law, sde = correlated(2), sd.SubVPSDE()
