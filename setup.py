@@ -59,6 +59,7 @@ setup(
     extras_require={
         "test": [
             "diffusers>=0.30",
+            "hypothesis>=6.100",
             "mypy>=1.11",
             "playwright>=1.40",
             "pytest>=8",

@@ -25,6 +25,7 @@ from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import host_bool, widest_float
 from sde_diffusion.registry import Registry
 from sde_diffusion.sde import SDE
+from sde_diffusion.timesteps import require_start
 from sde_diffusion.types import Callback, NoiseFn
 
 SAMPLERS: Registry[Sampler] = Registry("sampler")
@@ -153,7 +154,7 @@ class Sampler(ABC):
     def stop_time(self, sde: SDE) -> float:
         """Return the time at which the scheme stops on ``sde``."""
         t_min = self.t_min or sde.t_min
-        require(t_min < sde.t_max, "t_min", t_min, f"a time below {sde.t_max:g}, where draws start")
+        require_start(sde, t_min)
         return t_min
 
     def draw(

@@ -37,7 +37,7 @@ from sde_diffusion.noise import NoiseStream
 from sde_diffusion.ops import Number, log, per_example, widest_float
 from sde_diffusion.reverse import posterior_coefficients, require_variance, reverse_variance
 from sde_diffusion.sde import SDE
-from sde_diffusion.timesteps import require_falling
+from sde_diffusion.timesteps import require_falling, require_resolved, require_start
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def discrete_bound(
     require_falling(times, start + 1e-9)  # a grid may reach T but for rounding
     at_prior = abs(float(times[0]) - start) < 1e-9
     require(at_prior, "times", times.flatten()[:4].tolist(), f"times that fall from {start:g}, where the prior is")
+    require_resolved(sde, float(times[-1]))
     _check_cell(cell)
     require_variance(variance)  # refuse it before anything is computed
     terms = []
@@ -199,14 +200,15 @@ def continuous_bound(
     require_int("draws", draws, 2)
     require(draws % 2 == 0, "draws", draws, "an even number")
     start = denoiser.start_time(from_pure_noise=False)
-    require_float("t_min", t_min, 0.0, start, open_low=True)
+    require_float("t_min", t_min, 0.0, open_low=True)
+    require_start(sde, t_min)
     _check_cell(cell)
     # Floats, computed on the CPU: there is float64 there, whatever the device has.
     high, low = sde.log_snr(torch.tensor([t_min, start], dtype=torch.float64)).tolist()
     terms, times = [], []
     for i in range(draws):
         u = noise.uniform(1, x0.device)[:, 0]
-        t = sde.time_of_log_snr(high + (i // 2 + u) / (draws // 2) * (low - high))
+        t = sde.time_of_log_snr(high + (i // 2 + u) / (draws // 2) * (low - high)).clamp(t_min, sde.T)
         eps = noise(x0)
         level = sde.at(t)
         here = level.like(x0)

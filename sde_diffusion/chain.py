@@ -13,6 +13,8 @@ from torch import Tensor
 from sde_diffusion.errors import InputError, require, require_int, shortened
 from sde_diffusion.sde import SDE, SDES
 
+LEAST_BETA = 1e-12
+"""The least β of a chain: of less, float64 holds no more than a few digits of what it changes in ᾱ."""
 LONGEST_CHAIN = 1_000_000
 """Most steps of a chain: a thousand times those of any paper, and still read in a second."""
 
@@ -30,10 +32,10 @@ class DDPMChain(SDE):
     *is* the SDE seen at t = i/N, not its limit. The linear :class:`VPSDE` only approximates it.
 
     Args:
-        betas: β_1 … β_N, each in (0, 1).
+        betas: β_1 … β_N, each in [1e-12, 1).
 
     Raises:
-        InputError: if ``betas`` is empty or one lies outside (0, 1).
+        InputError: if ``betas`` is empty or one lies outside [1e-12, 1).
 
     References:
         Ho et al. 2020, arXiv:2006.11239, Eqs. 2 and 4 and Section 4; Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
@@ -48,8 +50,8 @@ class DDPMChain(SDE):
             raise InputError(f"betas={shortened(repr(betas))}: expected numbers") from None
         require(self.betas.ndim == 1 and len(self.betas) > 0, "betas", tuple(self.betas.shape), "a non-empty list")
         for i, beta in enumerate(self.betas.tolist(), start=1):
-            if not 0.0 < beta < 1.0:
-                raise InputError(f"betas[{i - 1}]={beta!r}: expected every beta in (0, 1)")
+            if not LEAST_BETA <= beta < 1.0:
+                raise InputError(f"betas[{i - 1}]={beta!r}: expected every beta in [{LEAST_BETA:g}, 1)")
         self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.num_train_steps = len(self.betas)
         self.t_min = 1.0 / self.num_train_steps

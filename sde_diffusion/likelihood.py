@@ -40,6 +40,7 @@ from sde_diffusion.ode import ODESolution, solve_ode
 from sde_diffusion.ops import per_example, widest_float
 from sde_diffusion.reverse import AngularFlow
 from sde_diffusion.sde import SDE
+from sde_diffusion.timesteps import require_start
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBE_LAWS = ("rademacher", "gaussian")
@@ -148,9 +149,9 @@ def _check(
     sde = denoiser.sde
     if t_min is None:
         resolved = _time_of(sde, NOISE[x.dtype == torch.float64])
-        return float(denoiser.round_t(torch.tensor(max(T_MIN, resolved), dtype=torch.float64)))
-    require_float("t_min", t_min, 0.0, sde.t_max, open_low=True)
-    require(t_min < sde.t_max, "t_min", t_min, f"a time within (0, {sde.t_max:g})")
+        t_min = float(denoiser.round_t(torch.tensor(max(T_MIN, resolved), dtype=torch.float64)))
+    require_float("t_min", t_min, 0.0, open_low=True)
+    require_start(sde, t_min)
     return t_min
 
 

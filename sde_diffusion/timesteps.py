@@ -25,6 +25,9 @@ LEVEL = 1000
 TRAINING_INDICES = 1000
 """Number of training times of "indices" on an SDE that is not itself a chain: DDPM's (Ho et al. 2020, Section 4)."""
 
+RESOLVED = (1e-15, 1e15)
+"""What α and σ are within where a run starts and stops: float32 still holds their squares, and those of ratios."""
+
 
 def require_falling(times: Tensor, T: float) -> None:
     """Refuse times that do not fall, on the CPU, within (0, T].
@@ -37,6 +40,30 @@ def require_falling(times: Tensor, T: float) -> None:
     require(ok, "times", times.flatten()[:4].tolist(), f"times that fall, on the CPU, within (0, {T:g}]")
 
 
+def require_start(sde: SDE, t_min: float) -> None:
+    """Refuse a time to start or to stop at that is not below T, or noise levels that are not resolved.
+
+    Raises:
+        InputError: names the time and what is wrong with it.
+    """
+    require(t_min < sde.t_max, "t_min", t_min, f"a time below {sde.t_max:g}, where draws start")
+    require_resolved(sde, t_min)
+
+
+def require_resolved(sde: SDE, t_min: float) -> None:
+    """Refuse noise levels, of T or of ``t_min``, whose numbers float32 cannot square.
+
+    Raises:
+        InputError: names the time and its numbers.
+    """
+    low, high = RESOLVED
+    ends = torch.tensor([sde.t_max, t_min], dtype=torch.float64)
+    for name, level in zip(("T", "t_min"), sde.levels(ends), strict=True):
+        ok = all(low <= float(number) <= high for number in (level.alpha, level.sigma))
+        expected = f"a time at which α and σ are within {low:g} … {high:g}, not {level.alpha:.2g} and {level.sigma:.2g}"
+        require(ok, name, level.t, expected, "change it, or the parameters of the SDE")
+
+
 def _ramp(num_points: int) -> Tensor:
     require_memory("points of a grid", num_points, LEVEL * num_points, "them", "take fewer steps")
     return torch.linspace(0.0, 1.0, num_points, dtype=torch.float64)
@@ -46,29 +73,31 @@ def _ends(sde: SDE, t_min: float) -> Tensor:
     return sde.log_snr(torch.tensor([sde.t_max, t_min], dtype=torch.float64))
 
 
-def _from_T(sde: SDE, times: Tensor) -> Tensor:
-    times[0] = sde.T
+def _between(sde: SDE, t_min: float, times: Tensor) -> Tensor:
+    """Return times that fall from T to ``t_min``, with these as their ends and none beyond, whatever was rounded."""
+    times = times.clamp(t_min, sde.T).cummin(dim=0).values
+    times[-1], times[0] = t_min, sde.T  # a single point is T
     return times
 
 
 @GRIDS.register("uniform")
 def uniform(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in t (Song et al. 2021, arXiv:2011.13456, Appendix B: t = i/N)."""
-    return sde.T + (t_min - sde.T) * _ramp(num_points)
+    return _between(sde, t_min, sde.T + (t_min - sde.T) * _ramp(num_points))
 
 
 @GRIDS.register("quadratic")
 def quadratic(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in √t (Song, Meng, Ermon 2021, arXiv:2010.02502, Appendix D.2)."""
     root = math.sqrt(sde.T)
-    return (root + (math.sqrt(t_min) - root) * _ramp(num_points)) ** 2
+    return _between(sde, t_min, (root + (math.sqrt(t_min) - root) * _ramp(num_points)) ** 2)
 
 
 @GRIDS.register("log_snr")
 def log_snr(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in log(α²/σ²) (Lu et al. 2022, arXiv:2206.00927, Section 3)."""
     first, last = _ends(sde, t_min)
-    return _from_T(sde, sde.time_of_log_snr(first + (last - first) * _ramp(num_points)))
+    return _between(sde, t_min, sde.time_of_log_snr(first + (last - first) * _ramp(num_points)))
 
 
 @GRIDS.register("karras")
@@ -76,7 +105,7 @@ def karras(sde: SDE, num_points: int, t_min: float) -> Tensor:
     """Equal steps in (σ/α)^{1/ρ} with ρ = 7 (Karras et al. 2022, arXiv:2206.00364, Eq. 5)."""
     first, last = torch.exp(_ends(sde, t_min) / -14.0)
     root = first + (last - first) * _ramp(num_points)
-    return _from_T(sde, sde.time_of_log_snr(-14.0 * root.log()))
+    return _between(sde, t_min, sde.time_of_log_snr(-14.0 * root.log()))
 
 
 @GRIDS.register("indices")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.bounds import VariationalBound, level_log_prob, prior_kl
-from sde_diffusion.levels import transition
+from sde_diffusion.levels import NoiseLevel, transition
 from sde_diffusion.sdes import SDES
 from sde_diffusion.timesteps import GRIDS
 from tests.conftest import time
@@ -91,6 +92,48 @@ def test_continuous_bound_in_closed_form(name: str) -> None:
     within(bound.total, total)
     # A bound, and with an exact score nearly an equality: what remains is the prior's and the decoder's.
     assert 0.0 < total - entropy() < 0.02
+
+
+def test_times_of_the_continuous_bound_fill_their_cells() -> None:
+    """Uniform in log SNR over each of draws/2 cells, two in each: no part of the integral is left out."""
+    sde, cells = sd.VPSDE(), 8
+    noise = sd.NoiseStream(3, range(DRAWS))
+    times = sd.continuous_bound(LAW.denoiser(sde), data(), noise, draws=2 * cells, t_min=1e-3).times
+    high, low = sde.log_snr(torch.tensor([1e-3, sde.T], dtype=torch.float64))
+    place = cells * (high - sde.log_snr(times)) / (high - low)
+    cell = place.floor()
+    assert torch.equal(cell, torch.arange(cells).repeat_interleave(2)[:, None].expand(-1, DRAWS).to(cell))
+    assert kstest((place - cell).flatten().numpy(), "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("cell", [None, 0.1])
+def test_terms_are_of_the_noise_that_was_drawn(cell: float | None) -> None:
+    """L_0 = −Σ log N(x₀; x̂₀, σ²), or of its mass in the level's cell, by SciPy; L_1 = ½ (SNR_s − SNR_t) |x₀ − x̂₀|²."""
+    sde, t_1 = sd.VPSDE(), 0.02
+    x0 = torch.tensor([[0.3, -0.4], [0.8, 0.1]], dtype=torch.float64)
+    eps = torch.tensor([[0.2, -1.0], [1.4, 0.6]], dtype=torch.float64)
+    denoiser = LAW.denoiser(sde)
+    alpha, sigma = float(sde.alpha(time(t_1))), float(sde.sigma(time(t_1)))
+    mean = denoiser(alpha * x0 + sigma * eps, t_1).x0
+    if cell is None:
+        exact = -norm.logpdf(x0, mean, sigma).sum(axis=1)
+    else:
+        ends = (norm.cdf(x0 + half, mean, sigma) for half in (0.5 * cell, -0.5 * cell))
+        exact = -np.log(next(ends) - next(ends)).sum(axis=1)
+
+    class Known(sd.NoiseStream):
+        def __call__(self, x: Tensor, t: NoiseLevel | None = None, s: NoiseLevel | None = None) -> Tensor:
+            return eps
+
+    bounds = (
+        sd.discrete_bound(denoiser, x0, torch.tensor([1.0, t_1], dtype=torch.float64), Known(0, range(2)), cell=cell),
+        sd.continuous_bound(denoiser, x0, Known(0, range(2)), draws=2, t_min=t_1, cell=cell),
+    )
+    for bound in bounds:
+        np.testing.assert_allclose(bound.reconstruction.numpy(), exact, rtol=1e-9)
+    first = denoiser(float(sde.alpha(time(1.0))) * x0 + float(sde.sigma(time(1.0))) * eps, 1.0).x0
+    low, high = sde.log_snr(torch.tensor([1.0, t_1], dtype=torch.float64)).exp()
+    torch.testing.assert_close(bounds[0].terms[0], 0.5 * (high - low) * (x0 - first).square().sum(dim=1))
 
 
 def test_standard_error_of_the_continuous_bound_is_calibrated() -> None:

@@ -116,6 +116,15 @@ def test_log_p_of_standardised_data_is_the_closed_form() -> None:
     torch.testing.assert_close(r.log_prob + weight, law.log_prob(x[:32].double()), atol=5.0 * spread + 1e-4, rtol=0.0)
 
 
+@pytest.mark.parametrize("codec", [GreyLevels(17), Standardised((0.0, 1.0), (1.0, 2.0))], ids=["grey", "standardised"])
+def test_no_example_at_all(codec: Codec) -> None:
+    """An empty batch has its shape, and no log-weight."""
+    x = torch.zeros(0, 2, 3, dtype=torch.uint8 if isinstance(codec, GreyLevels) else torch.float32)
+    z, weight = codec.encode(x)
+    assert (z.shape, weight.shape) == (x.shape, (0,))
+    assert codec.decode(z).shape == x.shape
+
+
 def test_grey_levels_keep_what_there_was() -> None:
     k = torch.arange(17, dtype=torch.uint8).reshape(1, 1, 1, 17).repeat(3, 1, 1, 1)
     codec = GreyLevels(17)

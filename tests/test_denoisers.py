@@ -58,6 +58,16 @@ def test_network_sees_label_and_scaled_state(sde: SDE) -> None:
         assert p.x0.dtype == p.score.dtype == torch.float32
 
 
+def test_label_of_a_network_that_asks_for_none(sde: SDE) -> None:
+    """A quarter of log(σ/α), as of EDM's networks: it grows with the noise."""
+    seen: list[Tensor] = []
+    denoiser = sd.Denoiser(lambda x, label: (seen.append(label), x)[1], sde)
+    for t in (0.3, torch.tensor([0.2, 0.9], dtype=torch.float64)):
+        denoiser(torch.zeros(2, 3, dtype=torch.float64), t)
+        at = torch.as_tensor(t, dtype=torch.float64).expand(2)
+        torch.testing.assert_close(seen[-1], 0.25 * (sde.sigma(at) / sde.alpha(at)).log())
+
+
 def test_labels_and_rounding() -> None:
     sde = sd.VESDE()
     assert Scaled()(sde.at(1.0)) == 999.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import sem
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -15,7 +17,7 @@ import sde_diffusion as sd
 from sde_diffusion import likelihood
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.likelihood import choose_tolerance, importance_weighted
+from sde_diffusion.likelihood import choose_tolerance, importance_weighted, mean_and_error
 from sde_diffusion.networks import MLP
 from sde_diffusion.ops import Number
 from sde_diffusion.predictions import Prediction
@@ -251,6 +253,19 @@ def test_truncation_of_a_network_of_discrete_time_is_extrapolated(variance: floa
     assert abs(value) <= abs(float(missing.mean())) * factor + slack
 
 
+@pytest.mark.parametrize("power", [0.4, 1.0, 1.9])
+def test_truncation_of_a_power_is_what_is_extrapolated(power: float) -> None:
+    """Where log p_t = log p − c (σ/α)^{2p} all along, c (σ/α)^{2p} at the first time of a network of discrete time."""
+    sde, c = sd.DDPMChain.linear(1000), torch.tensor([300.0, 500.0], dtype=torch.float64)
+    denoiser = sd.Denoiser(lambda x, label: x, sde, noise_label="discrete")
+
+    def lost(t: float) -> Tensor:
+        return c * math.exp(-power * float(sde.log_snr(time(t))))
+
+    found = likelihood._truncation(lambda t: lost(1e-3) - lost(t), denoiser, 1e-3, wide=True)
+    torch.testing.assert_close(found, lost(1e-3), rtol=1e-6, atol=0.0)
+
+
 def test_float32_starts_where_it_resolves_the_noise() -> None:
     """The sub-VP's σ is 1e-6 at t = 1e-5, which float32 beside x does not see: log p was off by up to 0.16 nats."""
     law, sde = correlated(2), sd.SubVPSDE()
@@ -357,6 +372,46 @@ def test_tolerance_is_chosen_by_the_statistical_error() -> None:
     assert not hopeless.sufficient
     with pytest.raises(sd.InputError, match="at least 2"):
         choose_tolerance(denoiser, x[:1], 10)
+
+
+def test_tolerance_leaves_a_tenth_of_the_statistical_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a solver whose error is known, 7 nats times the tolerance, the rung is computed: a decade changes 6.3 nats."""
+    values = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    @dataclass
+    class Solved:
+        log_prob: Tensor
+
+    def solve(denoiser: object, x: Tensor, rtol: float, **options: Any) -> Solved:
+        return Solved(values + 7.0 * rtol)
+
+    monkeypatch.setattr(likelihood, "log_likelihood", solve)
+    law = LAWS["gaussian 2"]
+    for rung in range(len(likelihood.TOLERANCES) - 2):
+        for share, chosen in ((0.099, rung), (0.101, rung + 1)):  # of the statistical error, that the rung's error is
+            error = 6.3 * likelihood.TOLERANCES[rung]
+            found = choose_tolerance(law.denoiser(sd.VPSDE()), draw(law, 8), _samples_for(values, error / share))
+            there = min(chosen, len(likelihood.TOLERANCES) - 3)
+            assert found.value == likelihood.TOLERANCES[there]
+            assert found.sufficient == (chosen == there)
+            assert found.solver[0] == pytest.approx(-6.3 * found.value, rel=1e-6)
+
+
+def _samples_for(values: Tensor, error: float) -> int:
+    """Return how many samples have the standard error, to the nearest whole number; of the largest some 3,000."""
+    return round((float(values.std()) / error) ** 2)
+
+
+def test_standard_errors_are_of_means() -> None:
+    """std/√n with n − 1 degrees of freedom, of finite values; by SciPy, and of two probes by hand."""
+    values = torch.tensor([1.0, 4.0, -2.0, 0.5, math.nan], dtype=torch.float64)
+    assert mean_and_error(values) == pytest.approx((float(values[:4].mean()), float(sem(values[:4]))))
+    law, options = LAWS["gaussian 16"], {"rtol": 1e-7, "atol": 1e-7, "check": 0}
+    x = draw(law, 3)
+    one, two = (sd.log_likelihood(law.denoiser(sd.VPSDE()), x, probes=k, seed=4, **options) for k in (1, 2))
+    # The mean of two probes is as far from either as their standard error, half of what is between them.
+    torch.testing.assert_close((two.log_prob - one.log_prob).abs(), two.std_error, rtol=0.0, atol=1e-4)
+    assert two.budget.probes == pytest.approx(float(two.std_error.square().sum().sqrt()) / 3)
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

@@ -51,6 +51,25 @@ def test_all_predictions_have_the_same_weighted_loss(sde: SDE, weighting: str) -
     assert losses[0].shape == (64,)
 
 
+def test_weightings_are_those_of_their_papers(sde: SDE) -> None:
+    """w is a weight on the error of ε, which is that of x₀ times α/σ, and that of the score times σ."""
+    t = torch.linspace(sde.t_min, sde.T, 57, dtype=torch.float64)
+    snr, rho = (sde.alpha(t) / sde.sigma(t)) ** 2, sde.sigma(t) / sde.alpha(t)
+
+    def weight(name: str, **options: float) -> Tensor:
+        return WEIGHTINGS.build(name, **options)(sde, t)
+
+    assert torch.equal(weight("simple"), torch.ones_like(t))
+    torch.testing.assert_close(weight("likelihood") * sde.sigma(t) ** 2, sde.coefficients(t)[1] ** 2)
+    for gamma in (5.0, 1.7):  # 5 is the paper's and the default
+        options = {} if gamma == 5.0 else {"gamma": gamma}
+        torch.testing.assert_close(weight("min_snr", **options) * snr, snr.clamp_max(gamma), rtol=1e-9, atol=0.0)
+    for std in (0.5, 1.3):
+        options = {} if std == 0.5 else {"sigma_data": std}
+        karras = (rho**2 + std**2) / (rho * std) ** 2
+        torch.testing.assert_close(weight("edm", **options) * snr, karras, rtol=1e-9, atol=0.0)
+
+
 @pytest.mark.parametrize("t_value", [0.05, 0.5, 0.95])
 def test_optimum_on_gaussian_data(sde: SDE, t_value: float) -> None:
     """A dimension of data N(0, V): ε-MSE α²V/(α²V + σ²), which is SNR times the x₀-MSE Vσ²/(α²V + σ²)."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import sde_diffusion as sd
@@ -34,6 +38,29 @@ def test_error_follows_the_tolerance(method: str) -> None:
     assert torch.equal(solution.nfe, solution.nfe.sort().values)
     backwards = solve_ode(oscillator(rates), solution.y, time(2.0), time(0.0), rtol=1e-8, atol=1e-8)  # type: ignore[arg-type]
     torch.testing.assert_close(backwards.y, y0, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("method", ODE_METHODS)
+def test_steps_are_those_of_scipy(method: str, backwards: bool) -> None:
+    """The first size, its changes, what is taken back, the counts: of one sample all are those of SciPy's solver."""
+    ends, tolerances = ((3.0, 0.0) if backwards else (0.0, 3.0)), {"rtol": 3e-6, "atol": 1e-5}
+
+    def f(t: Any, y: Any) -> Any:
+        """Van der Pol's oscillator, driven: its fast parts make the solver take steps back."""
+        pull = 8.0 * (1.0 - y[..., 0] ** 2) * y[..., 1] - y[..., 0] + 3.0 * t**2
+        return (torch if isinstance(y, Tensor) else np).stack([y[..., 1], -pull if backwards else pull], -1)
+
+    times = [ends[0]]
+    start = torch.tensor([[1.3, -0.4]], dtype=torch.float64)
+    ours = solve_ode(
+        f, start, *map(time, ends), method=method, **tolerances, on_step=lambda step, t, y: times.append(float(t))
+    )
+    theirs = solve_ivp(f, ends, start[0].numpy(), method=ODE_METHODS[method], **tolerances)
+    assert int(ours.rejected) == len(times) - len(set(times)) > 0
+    np.testing.assert_allclose(list(dict.fromkeys(times)), theirs.t, rtol=1e-6)
+    np.testing.assert_allclose(ours.y[0].numpy(), theirs.y[:, -1], rtol=1e-6)
+    assert int(ours.nfe) == theirs.nfev
 
 
 def test_a_sample_does_not_feel_its_neighbours() -> None:

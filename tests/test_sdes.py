@@ -7,8 +7,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from scipy.stats import norm
 
 import sde_diffusion as sd
+from sde_diffusion.bounds import prior_kl
 from sde_diffusion.levels import transition
 from sde_diffusion.sdes import SDE, SDES
 from tests.conftest import time
@@ -111,6 +113,27 @@ def test_cosine_chain_is_close_to_the_cosine_sde() -> None:
     assert (chain.alpha(t) - cosine.alpha(t)).abs().max() < 1e-10
 
 
+def test_cosine_betas_are_clipped_at_0_999() -> None:
+    """β_i = 1 − ᾱ_i/ᾱ_{i−1} with ᾱ ∝ cos²((i/N + s)/(1 + s) π/2), "no larger than 0.999" (Nichol & Dhariwal 2021)."""
+    angle = [(i / 1000 + 0.008) / 1.008 * math.pi / 2 for i in range(1001)]
+    exact = [min(1 - (math.cos(now) / math.cos(before)) ** 2, 0.999) for before, now in pairwise(angle)]
+    assert exact[-1] == 0.999  # without the clip it were 1
+    assert sd.DDPMChain.cosine().betas.tolist() == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma_max", [50.0, 348.0])
+def test_prior_of_the_exploding_sde_is_its_noise(sigma_max: float) -> None:
+    """N(0, σ(T)² I), with σ(T) = σ_max: drawn, as a density, and what it costs a point at 0, nothing."""
+    sde = sd.VESDE(sigma_max=sigma_max)
+    assert float(sde.sigma(time(sde.T))) == pytest.approx(sigma_max)
+    assert sde.prior_std == pytest.approx(sigma_max, rel=1e-12)
+    x = torch.tensor([[3.0, -70.0]], dtype=torch.float64)
+    assert float(sde.prior_logp(x)) == pytest.approx(norm.logpdf(x, 0.0, sigma_max).sum())
+    assert float(prior_kl(sde, torch.zeros(1, 2))) == pytest.approx(0.0, abs=1e-12)
+    drawn = sde.prior_sampling((500_000, 2), torch.Generator().manual_seed(0))
+    assert float(drawn.std()) == pytest.approx(sigma_max, rel=5 / math.sqrt(2 * 1_000_000))
+
+
 @pytest.mark.parametrize(
     "shape", [(3, 5), (3, 2, 7), (3, 1, 8, 8), (3, 2, 4, 4, 4)], ids=["vector", "series", "image", "volume"]
 )
@@ -140,6 +163,7 @@ def test_any_rank(sde: SDE, shape: tuple[int, ...]) -> None:
         ("ddpm", {"num_train_steps": 0}, "num_train_steps=0"),
         ("ddpm", {"schedule": "lineer"}, "schedule='lineer'"),
         ("ddpm", {"beta_last": 1.5}, r"betas\["),
+        ("ddpm", {"betas": (0.1, 1e-13)}, r"betas\[1\]=1e-13: expected every beta in \[1e-12, 1\)"),
         ("sub_vp", {}, "did you mean 'subvp'"),
         ("vp", {"beta_mim": 0.1}, "did you mean 'beta_min'"),
     ],

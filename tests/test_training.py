@@ -17,7 +17,7 @@ from sde_diffusion.records import read_record
 from sde_diffusion.training import checkpoints
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.loop import TrainingOptions, make_optimizer
-from sde_diffusion.training.muon import COEFFICIENTS, orthogonalise
+from sde_diffusion.training.muon import COEFFICIENTS, Muon, orthogonalise
 
 SMALL = [
     "--quiet",
@@ -55,6 +55,18 @@ def test_ema_is_the_weighted_sum() -> None:
         expected = d * expected + (1 - d) * n
     assert float(ema.network.weight) == pytest.approx(expected, rel=1e-6)
     assert not ema.network.weight.requires_grad
+
+
+def test_ema_copies_what_is_no_weight() -> None:
+    """The statistics of a batch norm are those of the network in training, not of its start, nor averages of them."""
+    net = torch.nn.BatchNorm1d(2)
+    ema = EMA(net, decay=0.9)
+    for n in range(3):
+        net(torch.full((4, 2), float(n)) + torch.arange(4.0)[:, None])
+        ema.update(net)
+    assert float(net.running_mean[0]) != 0.0
+    for name, buffer in net.named_buffers():
+        assert torch.equal(dict(ema.network.named_buffers())[name], buffer), name
 
 
 def test_learning_rate() -> None:
@@ -105,6 +117,20 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw(layout: t
             assert torch.allclose(net[0].weight, before * (1 - 0.01 * 0.1) - 0.01 * step, rtol=0.0, atol=1e-6)
     others = [k for k in first.state_dict() if k != "0.weight"]
     assert all(torch.equal(first.state_dict()[k], second.state_dict()[k]) for k in others)
+
+
+def test_muon_looks_ahead() -> None:
+    """Nesterov's momentum: a second step is along 0.05 g₂ + 0.95 m₂, m₂ = 0.05 g₂ + 0.95 · 0.05 g₁."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 16, 24, generator=generator)
+    p = torch.nn.Parameter(torch.zeros(16, 24))
+    optimizer = Muon([p], lr=0.01, weight_decay=0.0)
+    for grad in (first, second):
+        before, p.grad = p.detach().clone(), grad.clone()
+        optimizer.step()
+    momentum = 0.05 * second + 0.95 * 0.05 * first
+    ahead = orthogonalise((0.05 * second + 0.95 * momentum)[None])[0]
+    torch.testing.assert_close(before - p.detach(), 0.01 * 0.2 * 24**0.5 * ahead, rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

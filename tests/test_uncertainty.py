@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, sem
 from torch import Tensor
 
 from sde_diffusion.evaluation.distances import energy_distance
@@ -17,7 +17,7 @@ from sde_diffusion.evaluation.frechet import frechet, frechet_distance
 from sde_diffusion.evaluation.kernels import cubic, squared_mmd
 from sde_diffusion.evaluation.metrics import Comparison, Features, inception_score, kernel_distance
 from sde_diffusion.evaluation.precision_recall import precision_recall
-from sde_diffusion.evaluation.uncertainty import PAIRED, plus_minus
+from sde_diffusion.evaluation.uncertainty import PAIRED, plus_minus, spread
 from sde_diffusion.noise import generator
 
 REPETITIONS = 1000
@@ -185,6 +185,28 @@ def test_shares_cover(setting: Setting, shown: bool) -> None:
 
 def test_shares_cover_in_few_repetitions() -> None:
     assert_shares_cover(Setting("equal", 16, 200, 200), 100, True)
+
+
+def test_shares_are_those_of_third_neighbours() -> None:
+    """Precision: the share of samples within the ball about an example that reaches to its third nearest other one."""
+    x, y = (part.double() for part in Setting("shifted", 2, 30, 40).draw(0))
+
+    def share(points: Tensor, centres: Tensor) -> float:
+        radii = [sorted(float((a - b).norm()) for b in centres)[3] for a in centres]  # the nearest is itself
+        return sum(any((p - a).norm() <= r for a, r in zip(centres, radii, strict=True)) for p in points) / len(points)
+
+    found = precision_recall(x, y)
+    assert found.precision.value == pytest.approx(share(x, y))
+    assert found.recall.value == pytest.approx(share(y, x))
+
+
+def test_variance_of_single_points_is_that_of_means() -> None:
+    """Without pairs a distance is the sum of two means: var ℓ(x)/n + var ℓ(y)/m."""
+    x, y = torch.randn(12, dtype=torch.float64), 2.0 * torch.randn(7, dtype=torch.float64)
+    none = torch.zeros(12, 12), torch.zeros(12, 7), torch.zeros(7, 7)
+    found = spread((x, y), (torch.arange(12), torch.arange(7)), none)
+    assert found.variance == pytest.approx(float(sem(x) ** 2 + sem(y) ** 2))
+    assert found.pairs == 0.0
 
 
 def scores(logits: Callable[[torch.Generator], Tensor], seed: int) -> Found:

@@ -60,10 +60,11 @@ class GreyLevels(Codec):
 
     def encode(self, x: Tensor, noise: NoiseStream | None = None) -> tuple[Tensor, Tensor]:
         require(x.dtype == torch.uint8, "x dtype", x.dtype, f"uint8, grey levels 0 to {self.levels - 1}")
-        weight = torch.full((len(x),), math.log(self.cell) * x[0].numel(), dtype=torch.float64)
+        size = math.prod(x.shape[1:])
+        weight = torch.full((len(x),), math.log(self.cell) * size, dtype=torch.float64)
         if noise is None or not self.dequantise:
             return x.to(torch.float32) / (self.levels - 1) * 2.0 - 1.0, weight
-        u = noise.uniform(x[0].numel(), x.device).float().reshape(x.shape)
+        u = noise.uniform(size, x.device).float().reshape(x.shape)
         return (x + (u - 0.5)) * self.cell - 1.0, weight
 
     def decode(self, z: Tensor) -> Tensor:

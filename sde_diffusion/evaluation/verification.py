@@ -3,31 +3,28 @@
 On Gaussian data the exact score is affine in x, so one run of a sampler that is linear in the state is an affine map of
 the start and of every noise it draws, x_end = A x_T + b + Σ_k C_k z_k. Probing A, b and all C_k through injected noise
 gives mean and variance of the sampler's law exactly, in one batched run and without Monte Carlo error; halving the step
-then shows the weak order. On a mixture, where nothing is affine, mode weights and moments are compared with
-their sampling error.
+then shows the weak order, and what infinitely many steps leave. On a mixture, where nothing is affine, mode weights and
+moments are tested: a correct sampler fails with a probability that is stated, whatever the seed.
 
 References:
     P. Kloeden, E. Platen, "Numerical Solution of Stochastic Differential Equations", 1992 (weak order).
-    K. Pearson, 1900 (χ² of counts).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.analytic import Gaussian, GaussianMixture
-from sde_diffusion.bounds import continuous_bound
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import InputError
+from sde_diffusion.evaluation.significance import any_of, count_p, mean_p
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.likelihood import log_likelihood
-from sde_diffusion.noise import NoiseStream, generator, stream
 from sde_diffusion.sde import SDE
 from sde_diffusion.types import NoiseFn
 
@@ -104,6 +101,13 @@ class GaussianError:
         """The larger of the two, in magnitude."""
         return max(abs(self.mean), abs(self.std))
 
+    def extrapolated(self, coarse: GaussianError, factor: float) -> GaussianError:
+        """Return what is left of it if all that falls, from ``coarse`` on, falls by ``factor`` (Richardson 1911)."""
+        mean, std = (
+            (factor * own - other) / (factor - 1.0) for own, other in zip(astuple(self), astuple(coarse), strict=True)
+        )
+        return GaussianError(mean, std)
+
 
 def gaussian_error(
     run: RunFn,
@@ -139,17 +143,25 @@ def gaussian_error(
 class MixtureCheck:
     """A sampler's law on a mixture with three modes of unequal weight, against the exact one.
 
+    The p-values are of the hypothesis that nothing is off by more than is allowed: where that is so, each is below a
+    number q with a probability of at most q.
+
     Attributes:
         weight_error: largest difference between a mode's frequency and its weight.
-        chi2_p: p-value of the counts under the exact weights.
-        mean_z: largest |difference|/standard error of the mean over components.
-        spread_z: |difference|/standard error of the mean squared distance to the nearest mode.
+        weights_p: of the frequencies of all modes, by binomial laws.
+        mean_p: of both components of the mean.
+        spread_p: of the mean squared distance to the nearest mode.
     """
 
     weight_error: float
-    chi2_p: float
-    mean_z: float
-    spread_z: float
+    weights_p: float
+    mean_p: float
+    spread_p: float
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest of the three."""
+        return min(self.weights_p, self.mean_p, self.spread_p)
 
 
 def three_modes() -> GaussianMixture:
@@ -159,51 +171,52 @@ def three_modes() -> GaussianMixture:
     return GaussianMixture([0.5, 0.3, 0.2], means, covariances)
 
 
-def check_mixture(x: Tensor, sde: SDE, t_end: float, limit_variance: LimitVariance = exactly) -> MixtureCheck:
-    """Compare samples ``x`` (N, 2) of :func:`three_modes` at ``t_end`` with the exact law.
+def check_mixture(
+    x: Tensor, sde: SDE, t_end: float, limit_variance: LimitVariance = exactly, allowed: float = 0.0
+) -> MixtureCheck:
+    """Compare independent samples ``x`` (N, 2) of :func:`three_modes` at ``t_end`` with the exact law.
 
     Args:
         limit_variance: the variance that a sampler should have where that of a Gaussian is given; of unadjusted
             Langevin steps it is larger than the law's, in every direction of every mode.
+        allowed: by how much a weight may be off, the mean in standard deviations, and as a share the mean square.
     """
-    from scipy.stats import chi2
-
-    law = three_modes()
+    law, n = three_modes(), len(x)
     t = torch.tensor(t_end, dtype=torch.float64)
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
     distance, nearest = torch.cdist(x, alpha * law.means).min(dim=1)
-    counts = torch.bincount(nearest, minlength=len(law.weights)).double()
-    expected = law.weights * len(x)
-    statistic = float(((counts - expected) ** 2 / expected).sum())
-
-    mean = alpha * (law.weights @ law.means)
-    second = law.weights @ (law.covariances.diagonal(dim1=1, dim2=2) + law.means**2)
-    variance = alpha**2 * (second - (law.weights @ law.means) ** 2) + sigma**2
+    counts, weights = torch.bincount(nearest, minlength=len(law.weights)).tolist(), law.weights.tolist()
+    means = (alpha * (law.weights @ law.means)).tolist()
     along = alpha**2 * torch.linalg.eigvalsh(law.covariances) + sigma**2  # of each mode's two directions
     reached = along.clone().apply_(lambda v: limit_variance(sde, t_end, v))
     within = float(law.weights @ reached.sum(dim=1))
-    squared = distance**2
     return MixtureCheck(
-        weight_error=float((counts / len(x) - law.weights).abs().max()),
-        chi2_p=float(chi2.sf(statistic, len(law.weights) - 1)),
-        mean_z=float(((x.mean(dim=0) - mean).abs() / (variance / len(x)).sqrt()).max()),
-        spread_z=abs(float(squared.mean()) - within) / (float(squared.std()) / math.sqrt(len(x))),
+        weight_error=max(abs(c / n - w) for c, w in zip(counts, weights, strict=True)),
+        weights_p=any_of(count_p(c, n, w, allowed) for c, w in zip(counts, weights, strict=True)),
+        mean_p=any_of(mean_p(a, m, allowed * float(a.std())) for a, m in zip(x.T, means, strict=True)),
+        spread_p=mean_p(distance**2, within, allowed * within),
     )
 
 
-LADDER = (128, 256, 512)
+LADDER = (256, 512)
 """Step counts of the convergence measurement, on a uniform grid from T to ``T_END``."""
-TOLERANCES = (1e-3, 1e-5, 1e-7)
+TOLERANCES = (1e-5, 1e-7)
 """Tolerances of the convergence measurement of samplers that choose their own steps."""
 T_END = 0.2
 """End of the convergence measurement: steps are then small against the time at which f and g vary."""
 SLACK = 0.15
 """By how much the slope of the finest pair may fall short of the declared order: what is left of higher terms."""
+LARGEST_LIMIT = 0.01
+"""Standard deviations that infinitely many steps may leave: what is extrapolated keeps terms of higher order, 0.004 of
+our samplers at most. An error of which a part does not fall may still fall fast enough where it is about to turn."""
 MIXTURE_SAMPLES, MIXTURE_T_END = 2000, 0.02
 MIXTURE_STEPS = {1: 500, 2: 80}
-"""Steps on the mixture by weak order: the bias is then below the sampling error of its 2,000 samples."""
-SMALLEST_P, LARGEST_Z = 1e-4, 5.0
-"""Bounds on χ² and on |z|: a correct sampler fails one of some fifty checks in one of a hundred runs."""
+"""Steps on the mixture by weak order."""
+ALLOWED = 0.1
+"""What finite steps may bias on the mixture: a weight, the mean in standard deviations, the mean square as a share. Of
+our samplers annealed Langevin dynamics does most, 0.07. The Gaussian, where nothing is random, finds smaller faults."""
+FALSE_ALARM = 1e-3
+"""Probability that correct code fails in a run, whatever its seed; shared equally by all that is tested at random."""
 
 BuildFn = Callable[..., Any]
 """``build(**options)`` makes the sampler under test."""
@@ -218,14 +231,18 @@ class Certificate:
         expected: the order it must show here: at most 1 where the SDE's coefficients jump and the order is above 1.
         measured: slope of the error over the finest pair of step counts (of log error over log tolerance if adaptive).
         error: error on the Gaussian with the finest steps, in standard deviations.
+        limit: what infinitely many steps leave of it, extrapolated by the order; ``error`` if adaptive.
         mixture: the check on the mixture.
+        false_alarm: probability with which a correct sampler fails it.
     """
 
     declared: float | None
     expected: float
     measured: float
     error: float
+    limit: float
     mixture: MixtureCheck
+    false_alarm: float = FALSE_ALARM
 
     @property
     def failures(self) -> list[str]:
@@ -233,16 +250,21 @@ class Certificate:
         found = []
         if not self.measured >= self.expected - SLACK and not self.error < 1e-9:
             found.append(f"order {self.measured:.2f} is below {self.expected:g}")
+        if self.declared is not None and not self.limit < LARGEST_LIMIT:
+            found.append(f"off by {self.limit:.1e} standard deviations with infinitely many steps")
         if self.declared is None and not self.error < 100.0 * TOLERANCES[-1]:
             found.append(f"error {self.error:.1e} at tolerance {TOLERANCES[-1]:g}")
-        if not self.mixture.chi2_p >= SMALLEST_P:
-            found.append(f"mode weights off by {self.mixture.weight_error:.3f} (p = {self.mixture.chi2_p:.1e})")
-        if not max(self.mixture.mean_z, self.mixture.spread_z) <= LARGEST_Z:
-            found.append(f"moments off by {max(self.mixture.mean_z, self.mixture.spread_z):.1f} standard errors")
+        least = self.false_alarm / 3.0
+        if not self.mixture.weights_p >= least:
+            found.append(f"mode weights off by {self.mixture.weight_error:.3f} (p = {self.mixture.weights_p:.1e})")
+        for name, p in (("mean", self.mixture.mean_p), ("spread", self.mixture.spread_p)):
+            found += [] if p >= least else [f"{name} off (p = {p:.1e})"]
         return found
 
 
-def certify(build: BuildFn, options: Collection[str], sde: SDE, seed: int = 0) -> Certificate:
+def certify(
+    build: BuildFn, options: Collection[str], sde: SDE, seed: int = 0, false_alarm: float = FALSE_ALARM
+) -> Certificate:
     """Measure one sampler on one SDE.
 
     Args:
@@ -250,6 +272,7 @@ def certify(build: BuildFn, options: Collection[str], sde: SDE, seed: int = 0) -
             those that it has.
         options: the names of its options.
         seed: of the samples of the mixture.
+        false_alarm: probability with which a correct sampler may fail.
 
     Raises:
         InputError: if it can be refined neither by ``num_steps`` nor by ``rtol``.
@@ -265,73 +288,21 @@ def certify(build: BuildFn, options: Collection[str], sde: SDE, seed: int = 0) -
     else:
         raise InputError("sampler: expected an option num_steps or rtol to refine it by")
 
-    def error(sampler: Any) -> float:
+    def error(sampler: Any) -> GaussianError:
         run = lambda denoiser, x, noise: sampler.sample(denoiser, x, noise).x  # noqa: E731
         start = sampler.start_time(three_modes().denoiser(sde))  # that of any law
-        return gaussian_error(run, sde, T_END, sampler.limit_variance, t_start=start).total
+        return gaussian_error(run, sde, T_END, sampler.limit_variance, t_start=start)
 
-    errors = [error(sampler) for sampler in ladder]
-    measured = math.log(errors[-2] / max(errors[-1], 1e-300)) / math.log(refinement)
+    coarse, fine = (error(sampler) for sampler in ladder)
+    measured = math.log(coarse.total / max(fine.total, 1e-300)) / math.log(refinement)
     declared = ladder[-1].order
     # An adaptive solver's error follows its tolerance, with fluctuations: half a power of it is asked for.
     expected = 0.5 if declared is None else declared if sde.smooth else min(declared, 1.0)
+    limit = fine if declared is None else fine.extrapolated(coarse, refinement**expected)
 
     steps = {"num_steps": MIXTURE_STEPS[2 if (declared or 1) >= 2 else 1]} if "num_steps" in options else {}
     final = build(t_min=MIXTURE_T_END, **steps, **fixed)
     shape = (MIXTURE_SAMPLES, *three_modes().shape)
     x = final.draw(three_modes().denoiser(sde), shape, seed, dtype=torch.float64).x
-    return Certificate(
-        declared, expected, measured, errors[-1], check_mixture(x, sde, MIXTURE_T_END, final.limit_variance)
-    )
-
-
-@dataclass(frozen=True)
-class LikelihoodCertificate:
-    """What was measured of the likelihood on one SDE, on a correlated Gaussian in six dimensions.
-
-    Attributes:
-        error: largest |log p − closed form| in nats, exact divergence, tolerance 1e-7, the prior term accounted for.
-        probes_z: largest |difference|/standard error of Hutchinson's estimates from 200 probes.
-        prior_gap: difference between the mean cost of the prior and KL(p_T ‖ prior), in standard errors.
-        bound_z: (−log p − continuous bound)/standard error; above 0 the bound would not be one.
-    """
-
-    error: float
-    probes_z: float
-    prior_gap: float
-    bound_z: float
-
-    @property
-    def failures(self) -> list[str]:
-        """Return what is wrong, in words; empty if all is well."""
-        found = [] if self.error < 1e-4 else [f"log p off by {self.error:.1e} nats"]
-        for name, z in (("probes", self.probes_z), ("prior", self.prior_gap), ("bound", self.bound_z)):
-            found += [] if z <= LARGEST_Z else [f"{name} off by {z:.1f} standard errors"]
-        return found
-
-
-def certify_likelihood(sde: SDE, seed: int = 0) -> LikelihoodCertificate:
-    """Measure likelihood and bound on one SDE against the closed form of a Gaussian."""
-    random = generator(seed, "law")
-    root = torch.randn(6, 6, generator=random, dtype=torch.float64) / 4.0
-    law = Gaussian(root[0], root @ root.T + 0.05 * torch.eye(6, dtype=torch.float64))
-    denoiser, many = law.denoiser(sde), law.sample(4000, random)
-    x, start, end = many[:8], torch.tensor(1e-4, dtype=torch.float64), torch.tensor(sde.T, dtype=torch.float64)
-    tight: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-7, "t_min": float(start), "check": 0}
-    exact = log_likelihood(denoiser, x, divergence="exact", **tight)
-    prior_term = law.log_prob(exact.latent, sde, end) - sde.prior_logp(exact.latent)
-    error = (exact.log_prob + prior_term - law.log_prob(x, sde, start)).abs().max()
-    probed = log_likelihood(denoiser, x, probes=200, seed=seed, **tight)
-
-    mean, std = sde.marginal_prob(many, end)
-    last = mean + std * torch.randn(many.shape, generator=random, dtype=many.dtype)
-    cost = law.log_prob(last, sde, end) - sde.prior_logp(last) - law.prior_kl(sde)
-    noise = NoiseStream(stream(seed, "bound"), range(len(many)))
-    gap = -law.log_prob(many) - continuous_bound(denoiser, many, noise, draws=16, t_min=float(start)).total
-    return LikelihoodCertificate(
-        error=float(error),
-        probes_z=float(((probed.log_prob - exact.log_prob).abs() / probed.std_error).max()),
-        # Where the prior is exact the cost is rounding, of which 1e-9 nats are much.
-        prior_gap=abs(float(cost.mean())) / max(float(cost.std()) / math.sqrt(len(cost)), 1e-9),
-        bound_z=float(gap.mean()) / (float(gap.std()) / math.sqrt(len(gap))),
-    )
+    mixture = check_mixture(x, sde, MIXTURE_T_END, final.limit_variance, ALLOWED)
+    return Certificate(declared, expected, measured, fine.total, limit.total, mixture, false_alarm)

@@ -32,6 +32,7 @@ from sde_diffusion.objectives.weightings import WEIGHTINGS, Weighting
 from sde_diffusion.ops import mean_per_example
 from sde_diffusion.predictions import VIEWS
 from sde_diffusion.registry import Registry
+from sde_diffusion.timesteps import require_start
 
 
 @OBJECTIVES.register("denoising")
@@ -57,6 +58,7 @@ class DenoisingScoreMatching(Objective):
 
     def __call__(self, model: nn.Module, x: Tensor, noise: NoiseStream, **conditions: Any) -> Tensor:
         denoiser = as_denoiser(model)
+        require_start(denoiser.sde, self.times.t_min)
         t, factor = self.times(denoiser.sde, noise.uniform(1, x.device)[:, 0])
         return factor.to(x) * self.at(denoiser, x, t, noise(x), **conditions)
 

@@ -47,7 +47,7 @@ class Uniform(TimeDistribution):
     """t ~ U(t_min, T) (Song et al. 2021, Appendix C)."""
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        return self.t_min + u * (sde.T - self.t_min), torch.ones_like(u)
+        return (self.t_min + u * (sde.T - self.t_min)).clamp_max(sde.T), torch.ones_like(u)
 
 
 @TIMES.register("stratified")
@@ -91,7 +91,7 @@ class Importance(TimeDistribution):
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         u = (torch.arange(len(u), device=u.device) + u) / len(u)
         high, low = _log_snr(sde, self.t_min, sde.t_max).tolist()
-        t = sde.time_of_log_snr(high + u * (low - high))
+        t = sde.time_of_log_snr(high + u * (low - high)).clamp(self.t_min, sde.t_max)
         density = (sde.coefficients(t)[1] / sde.sigma(t)) ** 2 / (high - low)
         return t, 1.0 / (density * (sde.t_max - self.t_min))
 
