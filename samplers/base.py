@@ -195,14 +195,14 @@ class Sampler(ABC):
         require_int("first_index", first_index, 0)
         require(dtype in (torch.float32, torch.float64), "dtype", dtype, "torch.float32 or torch.float64")
         require(noise in NOISES, "noise", noise, " or ".join(map(repr, NOISES)))
-        indices = range(first_index, first_index + shape[0])
-        start = NoiseStream(seed, indices)
         where = denoiser.device if device is None else torch.device(device)
         ok = dtype == torch.float32 or dtype == widest_float(where)
         require(ok, "dtype", dtype, f"torch.float32 on {where}, which has no float64")
         # At the least the state, noise, and what is predicted:
         size = 3 * math.prod(shape) * dtype.itemsize
         require_memory("shape", tuple(shape), size, "three states", "lower the batch size", where)
+        indices = range(first_index, first_index + shape[0])
+        start = NoiseStream(seed, indices)
         with torch.no_grad():
             x = start(torch.empty(*shape, device=where, dtype=dtype)) * denoiser.sde.prior_std
             drawn: NoiseFn = BrownianPath(seed, indices) if noise == "brownian" else start

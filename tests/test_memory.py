@@ -29,7 +29,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> float:
     return 10.0 * 2**20
 
 
-@pytest.mark.parametrize("flag", ["--config.training.batch_size=1000000000", "--batch_size=99999999999999999999"])
+@pytest.mark.parametrize("flag", ["--config.training.batch_size=1000000000", "--batch_size=999999999999999999"])
 def test_a_batch_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     flags = ["--device=cpu", "--quiet", flag]
     text = refused(capsys, "train", f"--workdir={tmp_path / 'run'}", *flags)
@@ -41,9 +41,9 @@ def test_a_batch_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("network.mlp.width=100000000", "not enough memory"),
-        ("network.mlp.width=100000000000", "not enough memory"),
-        ("network.mlp.num_classes=100000000000000", "not enough memory"),
+        ("network.mlp.width=100000000", "network.name='mlp': expected what fits"),
+        ("network.mlp.width=100000000000", "network.name='mlp': cannot be built"),
+        ("network.mlp.num_classes=100000000000000", "network.name='mlp': expected what fits"),
         ("data.two_moons.num_samples=1000000000000", "num_samples=1000000000000: expected what fits"),
     ],
 )
@@ -125,6 +125,7 @@ def test_other_errors_are_left_alone(error: Exception) -> None:
 
 def test_a_container_has_what_it_may_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   4000000 kB\nSwapFree:  1000000 kB\n")
+    monkeypatch.setattr(memory, "_process_limit", list)
     monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "LIMITS", (tmp_path / "no", tmp_path / "max"))
     assert memory.available() == 5_000_000 * 1024
