@@ -167,7 +167,7 @@ def number_of_turns(text: str) -> int:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=20)
+    cuts = statistics.quantiles(values, n=20, method="inclusive")  # within what was seen
     return {"median": statistics.median(values), "p5": cuts[0], "p95": cuts[-1]}
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py                      # bfloat16 where it pays
     python benchmarks/throughput.py --how=float32 --how=bfloat16,compiled --batch_size=64
+    python benchmarks/throughput.py --threads=1 --cpu_time      # on a busy machine
 
 Theirs is `UNet2DModel` and `DDPMScheduler` in the loop of their documentation, in float32; ours the same chain and
 variance by the ancestral sampler. Images per second are of `--steps` steps; the ratio is taken turn by turn, its median

@@ -32,7 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list("seeds", "0", "Seeds; more than one give an error that includes them.", flag_values=values)
     flags.DEFINE_integer("num_samples", 1000, "Samples of each run.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 250, "Samples at a time; does not change them.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 64, "Samples at a time; does not change them.", flag_values=values)
     flags.DEFINE_enum("split", "test", ["test", "train"], "Split of the data to compare with.", flag_values=values)
     flags.DEFINE_string("extractor", "", "Feature network; by default that of the data set.", flag_values=values)
     flags.DEFINE_string("inception_weights", "", "File with torch-fidelity's Inception weights.", flag_values=values)

@@ -84,7 +84,7 @@ class SweepOptions:
     """
 
     num_samples: int = 1000
-    batch_size: int = 250
+    batch_size: int = 64
     split: str = "test"
     extractor: str = ""
     weights: Path | None = None
