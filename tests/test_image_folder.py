@@ -214,9 +214,9 @@ def test_a_picture_that_claims_to_be_huge_takes_no_memory(tmp_path: Path, monkey
         read(tmp_path)
     png(tmp_path / "bomb.png", 10_000, 10_000)
     monkeypatch.setattr("sde_diffusion.memory.available", lambda device="cpu": 1e9)  # 1.2 GB would be needed
-    with refused("bomb.png (size='10000×10000': expected its pixels, 1.12 GiB, to fit into memory"):
+    with refused("bomb.png (size='10000×10000': expected what fits"):
         read(tmp_path)
-    with refused("image_size=(100000, 100000): expected 2 pictures"):
+    with refused("image_size=(100000, 100000): expected what fits"):
         DATASETS.build("image_folder", root=str(tmp_path), image_size=100_000)
 
 

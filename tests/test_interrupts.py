@@ -25,7 +25,10 @@ FLAGS = [
 def started(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sde_diffusion", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    # Whoever runs the tests in the background has them ignore Ctrl-C, and what they start.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=environment, preexec_fn=heard)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -356,7 +356,7 @@ def test_sizes_that_are_claimed_take_no_memory(
     for name, arguments in ((rows, [*SCORE, "--data={name}"]), (tmp_path / "net.pt", with_config)):
         with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("x/data.pkl", bytes(2_000_000))
-        assert "expected what it unfolds to, 0.00186 GiB, to fit into memory" in line(str(name), *arguments)
+        assert "expected what fits" in line(str(name), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_sizes_that_are_claimed_take_no_memory(
         ("unet/config.json", "layers_per_block", 10**9, "at most 10,000 tensors in it"),
         ("unet/config.json", "block_out_channels", [10**9, 10**9], "make it smaller"),
         ("unet/config.json", "block_out_channels", [8] * 40, "give fewer widths"),
-        ("unet/config.json", "num_class_embeds", 10**15, "to fit into memory"),
+        ("unet/config.json", "num_class_embeds", 10**15, "expected what fits"),
         ("unet/config.json", "layers_per_block", 10**30, "below 2^63"),
         ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "at most 1,000,000 steps"),
         ("scheduler/scheduler_config.json", "num_train_timesteps", 10**30, "below 2^63"),

@@ -232,7 +232,7 @@ NAMED = [
     ),
     (
         "the cosine chain clipped at 0.99",
-        "sde_diffusion/sdes.py",
+        "sde_diffusion/chain.py",
         "def cosine(cls, num_train_steps: int = 1000, beta_last: float = 0.999)",
         "def cosine(cls, num_train_steps: int = 1000, beta_last: float = 0.99)",
         "tests/test_sdes.py",

@@ -53,7 +53,7 @@ def test_the_configured_network_is_measured_first(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sde_diffusion.memory.available", lambda device="cpu": float(size))
     build_network(config, (1, 8, 8))
     monkeypatch.setattr("sde_diffusion.memory.available", lambda device="cpu": size - 1.0)
-    with pytest.raises(InputError, match=r"network.name='unet': expected its tensors, .* GiB, to fit into memory"):
+    with pytest.raises(InputError, match=r"network.name='unet': expected what fits"):
         build_network(config, (1, 8, 8))
 
 

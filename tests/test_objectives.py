@@ -53,7 +53,7 @@ def test_all_predictions_have_the_same_weighted_loss(sde: SDE, weighting: str) -
 
 def test_weightings_are_those_of_their_papers(sde: SDE) -> None:
     """w is a weight on the error of ε, which is that of x₀ times α/σ, and that of the score times σ."""
-    t = torch.linspace(sde.t_min, sde.T, 57, dtype=torch.float64)
+    t = torch.linspace(sde.t_min, sde.t_max, 57, dtype=torch.float64)
     snr, rho = (sde.alpha(t) / sde.sigma(t)) ** 2, sde.sigma(t) / sde.alpha(t)
 
     def weight(name: str, **options: float) -> Tensor:

@@ -73,7 +73,7 @@ def circle(sde: SDE) -> sd.AbstractDenoiser:
         (sd.VESDE(0.01, 1e40), 1e-3, "not 1 and 1e.40; change it, or the parameters of the SDE"),
         (sd.DDPMChain([0.999] * 30), 1e-3, "not 1e-45 and 1"),
         (sd.SubVPSDE(0.0, 20.0), 1e-12, "t_min=1e-12: expected a time at which α and σ are within"),
-        (sd.CosineVPSDE(T=0.5), 0.7, "t_min=0.7: expected a time below T=0.5"),
+        (sd.CosineVPSDE(T=0.5), 0.7, "t_min=0.7: expected a time below 0.5"),
     ],
 )
 def test_levels_that_float32_cannot_hold_are_one_line(sde: SDE, t_min: float, match: str) -> None:

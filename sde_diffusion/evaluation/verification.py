@@ -204,7 +204,7 @@ FIRST_RATIO = 5.0
 """σ/α from which samplers on a grid start there: from that of T, 157 or infinite, constants would hide an order."""
 TOLERANCES = (1e-3, 1e-5, 1e-7)
 """Tolerances of the convergence measurement of samplers that choose their own steps."""
-T_END = 0.25
+T_END = 0.2
 """End of the convergence measurement: steps are then small against the time at which f and g vary."""
 SLACK = 0.15
 """By how much a slope may fall short of the declared order: what is left of higher terms."""
