@@ -79,7 +79,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def sdes(draw: Draw) -> Callable[[], sd.sdes.SDE]:
     """An SDE, still to be made: its parameters may be refused."""
     name = draw(st.sampled_from(SDES.names()))
-    return functools.partial(SDES.build, name, **draw(st.one_of(st.just({}), PARAMETERS[name])))
+    return functools.partial(SDES.build, name, **draw(st.one_of(st.just({}), PARAMETERS.get(name, st.just({})))))
 
 
 @st.composite
