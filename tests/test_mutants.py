@@ -165,7 +165,7 @@ NAMED = [
         "sde_diffusion/evaluation/precision_recall.py",
         "NEIGHBOURS = 3\n",
         "NEIGHBOURS = 4\n",
-        "tests/test_metrics.py",
+        "tests/test_uncertainty.py",
     ),
     (
         "the prior of VE + 1 %",

@@ -49,10 +49,8 @@ def run(values: flags.FlagValues, config: ConfigDict) -> int:
     say("Gaussian data: weak order declared and measured, error at the finest step in standard deviations.")
     failed, checks = 0, len(pairs) + (0 if values.sampler else len(sde_names))
     share = FALSE_ALARM / checks
-    say(
-        "Three-mode mixture: largest weight error; p-values of weights, mean and spread, which finite steps may bias by"
-    )
-    say(f"{ALLOWED:g} of 1, of a standard deviation and of a mean square.")
+    say("Three-mode mixture: largest weight error; p-values of weights, mean and spread, which finite steps may bias")
+    say(f"by {ALLOWED:g} of 1, of a standard deviation and of a mean square.")
     say(f"Correct code fails with a probability of {FALSE_ALARM:g}, whatever the seed: by a p below {share / 3:.1g}.\n")
     header = ("sampler", "sde", "declared", "measured", "error", "weights", "p weights", "p mean", "p spread")
     say(COLUMNS.format(*header, "verdict"))

@@ -32,6 +32,7 @@ from sde_diffusion.objectives.weightings import WEIGHTINGS, Weighting
 from sde_diffusion.ops import mean_per_example
 from sde_diffusion.predictions import VIEWS
 from sde_diffusion.registry import Registry
+from sde_diffusion.sdes import SDE
 from sde_diffusion.timesteps import require_start
 
 
@@ -55,10 +56,13 @@ class DenoisingScoreMatching(Objective):
         weighting: str | Mapping[str, Any] | Weighting = "edm",
     ) -> None:
         self.times, self.weighting = TIMES.part(times), WEIGHTINGS.part(weighting)
+        self._started: SDE | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, noise: NoiseStream, **conditions: Any) -> Tensor:
         denoiser = as_denoiser(model)
-        require_start(denoiser.sde, self.times.t_min)
+        if denoiser.sde is not self._started:  # once: it takes as long as all else here
+            require_start(denoiser.sde, self.times.t_min)
+            self._started = denoiser.sde
         t, factor = self.times(denoiser.sde, noise.uniform(1, x.device)[:, 0])
         return factor.to(x) * self.at(denoiser, x, t, noise(x), **conditions)
 
