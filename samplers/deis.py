@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 
 from samplers.base import SAMPLERS
-from samplers.exponential import Node, half_log_snr
+from samplers.exponential import Node, half_log_snr, interpolate, weigh
 from samplers.multistep import History, Multistep
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import add_scaled_
 
 POINTS = 32
 """Of the quadrature of a step, exact to rounding up to a hundredfold change of σ/α."""
@@ -32,10 +30,9 @@ def _gauss_legendre() -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Steps(History):
-    """Also the times and the weights of a quadrature of each step, (N, points), weights of ∫ · dρ in units of ρ_s."""
+    """Also ∫ uᵏ dρ of each step for k < order, (N, order), in units of ρ_s: u is time in units of the step."""
 
-    times: Sequence[Sequence[float]] = ()
-    measures: Sequence[Sequence[float]] = ()
+    integrals: Sequence[Sequence[float]] = ()
 
 
 @SAMPLERS.register("deis")
@@ -73,9 +70,11 @@ class DEIS(Multistep):
         place = torch.tensor([half_log_snr(level) for level in levels], dtype=torch.float64)[:, None]
         h = place.diff(dim=0)
         inner = place[:-1] + h * points
-        times = denoiser.sde.time_of_log_snr(2.0 * inner)
+        t = torch.tensor([level.t for level in levels], dtype=torch.float64)[:, None]
+        u = (denoiser.sde.time_of_log_snr(2.0 * inner) - t[:-1]) / t.diff(dim=0)
         measures = -(h * weights * torch.exp(place[1:] - inner))  # dρ = −ρ dλ
-        return Steps(**vars(base), times=times.tolist(), measures=measures.tolist())
+        powers = torch.stack([u**k for k in range(self.solver_order)])
+        return Steps(**vars(base), integrals=(measures * powers).sum(dim=2).T.tolist())
 
     def place(self, t: NoiseLevel) -> float:
         return float(t.t) if self.polynomial == "t" else half_log_snr(t)
@@ -83,16 +82,6 @@ class DEIS(Multistep):
     def advance(self, x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], state: History) -> Tensor:
         if not isinstance(state, Steps):
             return super().advance(x, t, s, nodes, state)
-        i = len(state.times) + self.denoise - state.left
-        new = x * (s.alpha / t.alpha)
-        for j, (_, value) in enumerate(nodes):
-            values = (_lagrange_at(time, nodes, j) for time in state.times[i])
-            weight = math.fsum(m * v for m, v in zip(state.measures[i], values, strict=True))
-            add_scaled_(new, s.sigma * weight, value)
-        return new
-
-
-def _lagrange_at(time: float, nodes: Sequence[Node], j: int) -> float:
-    """Return ℓ_j(t)."""
-    own = nodes[j][0]
-    return math.prod((time - other) / (own - other) for i, (other, _) in enumerate(nodes) if i != j)
+        integrals = state.integrals[len(state.integrals) + self.denoise - state.left][: len(nodes)]
+        places = [(place - nodes[0][0]) / (self.place(s) - nodes[0][0]) for place, _ in nodes]
+        return weigh(x, s.alpha / t.alpha, s.sigma, interpolate(integrals, places), nodes)

@@ -18,7 +18,7 @@ from sde_diffusion.types import NoiseFn
 METHODS, RULES = ("multistep", "singlestep"), ("midpoint", "exact")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Group(History):
     """Where a single step is that takes several intervals of the grid.
 
@@ -28,8 +28,8 @@ class Group(History):
         size: how many intervals it takes.
     """
 
-    t: NoiseLevel | None = None
-    x: Tensor | None = None
+    t: NoiseLevel
+    x: Tensor
     size: int = 0
 
 
@@ -97,7 +97,7 @@ class DPMSolver(Multistep):
     def init(self, denoiser: AbstractDenoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> History:
         if self.method == "multistep":
             return super().init(denoiser, x, levels)
-        return Group(len(levels) - 1, few=False)
+        return Group(len(levels) - 1, few=False, t=levels[0], x=x)
 
     def step(
         self, denoiser: AbstractDenoiser, x: Tensor, t: NoiseLevel, s: NoiseLevel, state: History, noise: NoiseFn
@@ -111,9 +111,7 @@ class DPMSolver(Multistep):
 
     def _within(self, state: Group, s: NoiseLevel, nodes: Sequence[Node]) -> Tensor:
         """Go from the beginning of a single step to a stage or to its end."""
-        begin, x = state.t, state.x
-        if begin is None or x is None:
-            raise RuntimeError("a single step that was never begun")
-        if self.solver_order < 3 or self.rule == "exact":
-            return advance(self.form, x, begin, s, nodes, rule=self.rule if self.solver_order < 3 else "exact")
-        return advance(self.form, x, begin, s, nodes[::2] if len(nodes) == 3 else nodes)
+        if self.solver_order < 3:
+            return advance(self.form, state.x, state.t, s, nodes, rule=self.rule)
+        ends = self.rule == "midpoint" and len(nodes) == 3
+        return advance(self.form, state.x, state.t, s, nodes[::2] if ends else nodes)

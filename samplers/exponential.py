@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import add_scaled_
+from sde_diffusion.ops import Number, add_scaled_
 
 Node = tuple[float, Tensor]
 """λ = ½ log SNR, and what was predicted there, (B, *)."""
@@ -117,8 +117,13 @@ def advance(
     places = [(place - first) / h for place, _ in known[1:]]
     two = rule != "exact" and len(places) == 1
     found = _two(rule, places[0], zeta) if two else weights([0.0, *places], zeta)
+    return weigh(x, of_x, scale, found, known)
+
+
+def weigh(x: Tensor, of_x: Number, scale: Number, found: Sequence[float], nodes: Sequence[Node]) -> Tensor:
+    """Return of_x · x + scale · Σ c_j prediction_j, (B, *), in memory that nobody else holds."""
     state = x * of_x
-    for weight, (_, value) in zip(found, known, strict=True):
+    for weight, (_, value) in zip(found, nodes, strict=True):
         state = add_scaled_(state, scale * weight, value)
     return state
 

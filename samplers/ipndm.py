@@ -9,11 +9,10 @@ from typing import cast
 from torch import Tensor
 
 from samplers.base import SAMPLERS
-from samplers.exponential import Node, interpolate
+from samplers.exponential import Node, interpolate, weigh
 from samplers.multistep import History, Multistep
 from sde_diffusion.errors import require
 from sde_diffusion.levels import NoiseLevel
-from sde_diffusion.ops import add_scaled_
 
 FIXED = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Weights of the newest prediction and of those before it, on equal steps."""
@@ -65,7 +64,4 @@ class IPNDM(Multistep):
         if self.variable_step:
             places = [(place - first) / h for place, _ in nodes]
             found = interpolate([1.0 / (k + 1) for k in range(len(nodes))], places)
-        new = x * (s.alpha / t.alpha)
-        for weight, (_, value) in zip(found, nodes, strict=True):
-            add_scaled_(new, s.alpha * h * weight, value)
-        return new
+        return weigh(x, s.alpha / t.alpha, s.alpha * h, found, nodes)

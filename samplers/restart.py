@@ -17,7 +17,7 @@ from sde_diffusion.denoisers import AbstractDenoiser
 from sde_diffusion.errors import require, require_float, require_int
 from sde_diffusion.levels import transition
 from sde_diffusion.ops import add_scaled_, sqrt
-from sde_diffusion.sdes import SDE
+from sde_diffusion.sde import SDE
 from sde_diffusion.types import Callback, NoiseFn
 
 SHARED = ("num_steps", "t_min", "denoise")

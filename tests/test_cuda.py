@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import samplers
 import sde_diffusion as sd
@@ -25,6 +25,7 @@ from sde_diffusion.denoisers import PREDICTIONS
 from sde_diffusion.guidance import ClassifierFree, DynamicThreshold, StaticThreshold
 from sde_diffusion.labels import NOISE_LABELS
 from sde_diffusion.sdes import SDES
+from tests.test_no_float64 import Net
 
 pytestmark = pytest.mark.cuda
 
@@ -42,18 +43,6 @@ def exact() -> Iterator[None]:
     products.allow_tf32, convolutions.allow_tf32, convolutions.deterministic = False, False, True
     yield
     products.allow_tf32, convolutions.allow_tf32, convolutions.deterministic = before
-
-
-class Net(nn.Module):
-    """A convolution that is told the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, 3, padding=1)
-
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        out: Tensor = self.conv(torch.cat([x, label.sin()[:, None, None, None].expand_as(x)], dim=1))
-        return out
 
 
 def on_both(

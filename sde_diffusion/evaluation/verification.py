@@ -265,6 +265,20 @@ class Certificate:
         return found
 
 
+def sampler_error(sampler: Any, sde: SDE, on_grid: bool) -> GaussianError:
+    """Return a sampler's error on Gaussian data at ``T_END``, where it must stop.
+
+    Args:
+        on_grid: take it along a uniform grid from ``FIRST_RATIO`` down, not from its own start.
+    """
+    start, where = sampler.start_time(three_modes().denoiser(sde)), {}  # that of any law
+    if on_grid:
+        start = float(sde.time_of_log_snr(torch.tensor(-2.0 * math.log(FIRST_RATIO), dtype=torch.float64)))
+        where = {"times": torch.linspace(start, T_END, sampler.num_steps + 1, dtype=torch.float64)}
+    run = lambda denoiser, x, noise: sampler.sample(denoiser, x, noise, **where).x  # noqa: E731
+    return gaussian_error(run, sde, T_END, sampler.limit_variance, t_start=start)
+
+
 def certify(
     build: BuildFn, options: Collection[str], sde: SDE, seed: int = 0, false_alarm: float = FALSE_ALARM
 ) -> Certificate:
@@ -292,15 +306,7 @@ def certify(
     else:
         raise InputError("sampler: expected an option num_steps or rtol to refine it by")
 
-    def error(sampler: Any) -> GaussianError:
-        start, where = sampler.start_time(three_modes().denoiser(sde)), {}  # that of any law
-        if "grid" in options:
-            start = float(sde.time_of_log_snr(torch.tensor(-2.0 * math.log(FIRST_RATIO), dtype=torch.float64)))
-            where = {"times": torch.linspace(start, T_END, sampler.num_steps + 1, dtype=torch.float64)}
-        run = lambda denoiser, x, noise: sampler.sample(denoiser, x, noise, **where).x  # noqa: E731
-        return gaussian_error(run, sde, T_END, sampler.limit_variance, t_start=start)
-
-    coarse, fine = error(ladder[first]), error(ladder[-1])
+    coarse, fine = (sampler_error(ladder[i], sde, "grid" in options) for i in (first, -1))
     measured = math.log(coarse.total / max(fine.total, 1e-300)) / math.log(refinement)
     declared = ladder[-1].order
     # An adaptive solver's error follows its tolerance, with fluctuations: half a power of it is asked for.

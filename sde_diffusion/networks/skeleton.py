@@ -12,7 +12,7 @@ from torch.nn.modules.module import (
 )
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.memory import require_memory
+from sde_diffusion.memory import exhausted, require_memory
 from sde_diffusion.networks.layers import NETWORKS
 
 TENSORS = 10_000
@@ -46,7 +46,7 @@ def skeleton(name: str, **options: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = NETWORKS.build(name, **options)
     except RuntimeError as error:
-        if "overflow" not in str(error):
+        if not exhausted(error):
             raise
         # A product of sizes that no 64-bit number holds.
         reason = " ".join(str(error).split())[:100]

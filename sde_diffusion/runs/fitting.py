@@ -76,7 +76,7 @@ def train_run(
     codec = _codec(workdir, config, dataset)
     config.network.name = _network_name(config, dataset)
     torch.manual_seed(stream(config.seed, "weights"))
-    network = (_network(config, dataset, device) if net is None else net).to(device)
+    network = (configuration.build_network(config, dataset.shape) if net is None else net).to(device)
     names = _require_conditions(network, dataset, options)
     executed = configuration.execute_network(config, network, training=True)
     denoiser = configuration.build_denoiser(config, executed, sde)
@@ -122,11 +122,6 @@ def _described(config: ConfigDict, network: nn.Module, names: tuple[str, ...]) -
     size, device = sum(p.numel() for p in network.parameters()), next(network.parameters()).device
     told = f", told {', '.join(names)}" if names else ""
     return f"{config.network.name}: {size:,} parameters on {device}{told}"
-
-
-def _network(config: ConfigDict, dataset: Dataset, device: torch.device) -> nn.Module:
-    """Build the network; what is kept of its weights lies on its device."""
-    return configuration.build_network(config, dataset.shape)
 
 
 def _state(network: nn.Module, options: TrainingOptions, found: Checkpoint | None) -> TrainingState:

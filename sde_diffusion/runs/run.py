@@ -179,11 +179,8 @@ class Run:
         """
         if not isinstance(sampler, Sampler):
             sampler = self.sampler(sampler, num_steps, **options)
-        require_int("n", n, 1)
-        given = conditions_of_samples(self, n, classes, conditions or {})
-        how: dict[str, Any] = {"batch_size": batch_size, "quiet": quiet, "trajectory": trajectory, "conditions": given}
-        how["noise"] = noise
-        return draw(self, sampler, n, seed=self.config.seed if seed is None else seed, **how)
+        how = self._drawn(n, seed, classes, conditions) | {"batch_size": batch_size, "noise": noise, "quiet": quiet}
+        return draw(self, sampler, n, trajectory=trajectory, **how)
 
     def save_samples(
         self,
@@ -214,11 +211,16 @@ class Run:
         """
         if not isinstance(sampler, Sampler):
             sampler = self.sampler(sampler, num_steps, **options)
+        how = self._drawn(n, seed, classes, conditions) | {"batch_size": batch_size, "noise": noise, "quiet": quiet}
+        return save_samples(self, sampler, n, saving or SavingOptions(), **how)
+
+    def _drawn(
+        self, n: int, seed: int | None, classes: Classes, conditions: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the seed and the conditions of ``n`` samples, checked."""
         require_int("n", n, 1)
         given = conditions_of_samples(self, n, classes, conditions or {})
-        how: dict[str, Any] = {"batch_size": batch_size, "noise": noise, "quiet": quiet, "conditions": given}
-        seed = self.config.seed if seed is None else seed
-        return save_samples(self, sampler, n, saving or SavingOptions(), seed=seed, **how)
+        return {"seed": self.config.seed if seed is None else seed, "conditions": given}
 
     def likelihood(
         self, x: Tensor, *, classes: Classes = None, conditions: Mapping[str, Any] | None = None, **options: Any
